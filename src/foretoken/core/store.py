@@ -1,0 +1,46 @@
+"""EpisodeStore: what methods and samplers may ask of stored experience. `foretoken.data.store` implements it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from foretoken.core.batch import Batch
+from foretoken.core.spec import Spec
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Exact statistics of one column over the steps that carry an action, in float64, each of the column's shape."""
+
+    count: int
+    mean: np.ndarray
+    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class EpisodeStore(Protocol):
+    """Packed, append-only episodes addressed by step; an episode of n actions occupies n + 1 addresses."""
+
+    spec: Spec
+
+    @property
+    def episodes(self) -> Mapping[str, np.ndarray]:
+        """(N,) arrays: start (address of its first step), length (actions), return, and whatever else is known (task, order, ...)."""
+
+    @property
+    def num_episodes(self) -> int: ...
+    @property
+    def num_steps(self) -> int:
+        """Addresses in use: actions plus one final observation per episode."""
+
+    def gather(self, at: Any, columns: tuple[str, ...]) -> Batch:
+        """Columns at addresses `at` (int64 of any shape, -1 = padding, read as zeros); each comes as (*at.shape, ...)."""
+
+    def statistics(self, column: str) -> Mapping[str, Statistics]:
+        """Statistics by leaf path of the column's space: `{"": ...}` for a plain one."""
+
+    def append(self, episode: Mapping[str, Any]) -> int:
+        """Adds one episode, whole or not at all; returns its number."""
