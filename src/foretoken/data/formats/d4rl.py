@@ -1,0 +1,353 @@
+"""D4RL's flat HDF5 files: one row per transition, all episodes after one another.
+
+    observations (N, ...)   actions (N, ...)   rewards (N,)   terminals (N,)      needed
+    timeouts (N,)   next_observations (N, ...)   infos/* (N, ...)   metadata/*    optional
+
+`terminals` says that the environment ended the episode, `timeouts` that a time limit cut it; they are never mixed. Where
+`timeouts` is missing, cuts are found by counting to `max_episode_steps` and by rows whose successor is not the next row's
+observation; a finding says which, or that neither was possible. Where final observations come from: `formats.flat`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretoken.core.errors import DataError
+from foretoken.core.spec import Box, Dict, Spec
+from foretoken.data.episode import Episode, flatten
+from foretoken.data.formats import flat, hdf5
+from foretoken.data.table import RESERVED
+
+_FIELDS = {
+    "observation": "observations",
+    "action": "actions",
+    "reward": "rewards",
+    "next_observation": "next_observations",
+}
+_SPEC = "foretoken_spec"
+_NEEDED = ("observations", "actions", "rewards", "terminals")
+# Relative difference above which a successor is not the next row: files mix float32 and float64
+_TOLERANCE = 1e-5
+
+
+def sniff(path: str | os.PathLike[str]) -> bool:
+    """Whether this is an HDF5 file with `observations` and `actions` at its root."""
+    import h5py
+
+    file = Path(path)
+    if not file.is_file() or not h5py.is_hdf5(file):
+        return False
+    with hdf5.opened(file) as opened:
+        return "observations" in opened and "actions" in opened
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    environment: str = "",
+    max_episode_steps: int = 0,
+    action_bounds: tuple[float, float] | None = None,
+) -> tuple[Spec, Iterator[Episode], dict[str, Any]]:
+    """What a file holds: its spec, its episodes (read while iterating), and what is known about it.
+
+    Args:
+        path: the HDF5 file.
+        environment: Gymnasium id the data comes from.
+        max_episode_steps: the environment's time limit; used to find cuts where the file has no `timeouts`.
+        action_bounds: lowest and highest allowed action; -1 and 1 where all actions lie within and nothing is given.
+
+    Raises:
+        DataError: for missing arrays, unequal lengths, Python objects, shuffled rows, links into other files.
+    """
+    source, notes = Path(path), flat.Notes()
+    with hdf5.opened(source) as file:
+        count = _check(file)
+        cuts = _cuts(file, count, max_episode_steps, notes)
+        notes.about_final(cuts)
+        columns = _columns(file, count, notes)
+        spec = _own_spec(file) or Spec(
+            observation=flat.observation_space(file["observations"].shape[1:], file["observations"].dtype),
+            action=_action_space(file, count, action_bounds, notes),
+        )
+        spec = spec.replace(
+            environment=environment or spec.environment, max_episode_steps=max_episode_steps or spec.max_episode_steps
+        )
+        facts = _facts(file, len(cuts.start))
+        about = {
+            "format": "d4rl",
+            "source": source.name,
+            "metadata": _metadata(file),
+            "findings": [one.to_json() for one in notes.found],
+        }
+    return spec, _episodes(source, spec, cuts, columns, facts), about
+
+
+def _own_spec(file: Any) -> Spec | None:
+    """The spec that `write` leaves in the file."""
+    text = file.attrs.get(_SPEC)
+    return Spec.from_json(json.loads(text)) if isinstance(text, str) else None
+
+
+def _check(file: Any) -> int:
+    for name in _NEEDED:
+        if name not in file:
+            raise DataError(
+                f"{file.filename} has no {name!r}; a D4RL file needs {list(_NEEDED)}, this one has {sorted(file)}"
+            )
+    names = [name for name in (*_NEEDED, "timeouts", "next_observations") if name in file]
+    for name in names:
+        if not hasattr(file[name], "dtype"):
+            raise DataError(
+                f"{file.filename}: {name!r} is a group, needs an array; D4RL files have no nested observations"
+            )
+        hdf5.numeric(file[name].dtype, f"{file.filename}: {name!r}")
+    shapes = {name: file[name].shape for name in names}
+    if shapes.get("next_observations", shapes["observations"])[1:] != shapes["observations"][1:]:
+        raise DataError(
+            f"{file.filename}: observations and next_observations need one shape, got {shapes['observations']} and "
+            f"{shapes['next_observations']}"
+        )
+    return flat.same_rows(shapes, file.filename)
+
+
+def _cuts(file: Any, count: int, limit: int, notes: flat.Notes) -> flat.Cuts:
+    terminals = flat.flags(hdf5.Arrays(file).read("terminals"), "terminals", file.filename)
+    follows = "next_observations" in file
+    if "timeouts" in file:
+        timeouts = flat.flags(hdf5.Arrays(file).read("timeouts"), "timeouts", file.filename)
+    else:
+        timeouts = _guess_timeouts(file, terminals, limit, notes)
+    if not terminals[-1] and not timeouts[-1]:
+        timeouts[-1] = True
+        notes.add("open-end", "note", "the file ends in the middle of an episode; that episode is marked truncated.")
+    stop = np.flatnonzero(terminals | timeouts) + 1
+    start = np.concatenate([[0], stop[:-1]])
+    final: dict[str, flat.Final] = (
+        {"terminated": "next", "truncated": "next"} if follows else {"terminated": "repeat", "truncated": "drop"}
+    )
+    return flat.Cuts(start, stop, terminals[stop - 1], timeouts[stop - 1], final)
+
+
+def _guess_timeouts(file: Any, terminals: np.ndarray, limit: int, notes: flat.Notes) -> np.ndarray:
+    """Cuts of a file without `timeouts`: where the successor is not the next row, and after every `limit` rows."""
+    cuts = np.zeros_like(terminals)
+    if "next_observations" in file:
+        cuts |= _jumps(file, terminals)
+        notes.add(
+            "timeouts-from-jumps",
+            "note",
+            f"the file has no timeouts; {int(cuts.sum())} rows whose successor is not the next row's observation "
+            "were taken as truncations.",
+            cuts=int(cuts.sum()),
+        )
+    if limit:
+        ends = terminals | cuts
+        begin = np.maximum.accumulate(np.where(np.concatenate([[True], ends[:-1]]), np.arange(len(ends)), 0))
+        reached = ((np.arange(len(ends)) - begin + 1) % limit == 0) & ~terminals
+        notes.add(
+            "timeouts-from-limit",
+            "note",
+            f"the file has no timeouts; {int((reached & ~cuts).sum())} episodes that reached max_episode_steps={limit} "
+            "without a terminal were cut there and marked truncated.",
+            cuts=int((reached & ~cuts).sum()),
+        )
+        cuts |= reached
+    if not limit and "next_observations" not in file:
+        _no_timeouts(terminals, notes)
+    return cuts
+
+
+def _no_timeouts(terminals: np.ndarray, notes: flat.Notes) -> None:
+    way_out = "give max_episode_steps (the environment's time limit), or a file with timeouts or next_observations."
+    if terminals.any():
+        notes.add(
+            "timeouts-missing",
+            "warning",
+            f"the file has no timeouts and no next_observations, so only its {int(terminals.sum())} terminals end "
+            "episodes "
+            f"and a time limit between them cannot be seen; {way_out}",
+        )
+    else:
+        notes.add(
+            "no-boundaries",
+            "error",
+            f"nothing in the file says where an episode ends: all {len(terminals)} rows became one episode; {way_out}",
+        )
+
+
+def _jumps(file: Any, terminals: np.ndarray) -> np.ndarray:
+    """(N,) bool: the row is no terminal and its successor is not the next row's observation."""
+    count = len(terminals)
+    jumps = np.zeros(count, bool)
+    for start in range(0, count - 1, flat.BLOCK_ROWS):
+        stop = min(start + flat.BLOCK_ROWS, count - 1)
+        following = hdf5.Arrays(file).read("next_observations", slice(start, stop))
+        after = hdf5.Arrays(file).read("observations", slice(start + 1, stop + 1))
+        close = np.isclose(following, after, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+        jumps[start:stop] = ~close.reshape(stop - start, -1).all(1)
+    jumps &= ~terminals
+    # A shuffled file has a jump almost everywhere; a real one has at most a few
+    if count > 10 and jumps.sum() > 0.5 * (~terminals).sum():
+        raise DataError(
+            f"{file.filename}: {jumps.mean():.0%} of the rows are not followed by their next_observations; episodes "
+            "need rows in the order of time, "
+            "these seem shuffled: import the original file"
+        )
+    return jumps
+
+
+def _action_space(file: Any, count: int, bounds: tuple[float, float] | None, notes: flat.Notes) -> Any:
+    found = file["actions"]
+    low, high = np.full(found.shape[1:], np.inf), np.full(found.shape[1:], -np.inf)
+    for start in range(0, count, flat.BLOCK_ROWS):
+        rows = hdf5.Arrays(file).read("actions", slice(start, min(start + flat.BLOCK_ROWS, count)))
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+    return flat.action_space(found.shape[1:], found.dtype, low, high, bounds, file.filename, notes)
+
+
+def _columns(file: Any, count: int, notes: flat.Notes) -> tuple[str, ...]:
+    names: list[str] = []
+    left: list[str] = []
+
+    def visit(name: str, found: Any) -> None:
+        if hasattr(found, "dtype"):
+            (names if found.dtype.kind in "biuf" and found.shape[:1] == (count,) else left).append(f"infos/{name}")
+
+    if "infos" in file:
+        file["infos"].visititems(visit)
+    if left:
+        notes.add(
+            "infos-left-out",
+            "note",
+            f"{len(left)} entries of infos hold no number per row and were left out: {left[:8]}.",
+            names=left,
+        )
+    return tuple(names)
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    """The single numbers and texts under `metadata`; its arrays (policy weights) are left out."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, entry: Any) -> None:
+        if (
+            getattr(entry, "shape", None) == ()
+            and entry.dtype.kind in "biufOS"
+            and not entry.is_virtual
+            and not entry.external
+        ):
+            value = entry[()]
+            found[name] = (
+                value.decode(errors="replace")
+                if isinstance(value, bytes)
+                else getattr(value, "item", lambda value=value: str(value))()
+            )
+
+    if "metadata" in file:
+        file["metadata"].visititems(visit)
+    return found
+
+
+def _facts(file: Any, count: int) -> dict[str, np.ndarray]:
+    """Values per episode, as `write` stores them."""
+    group = file.get("metadata/episodes")
+    names = [name for name in group if group[name].shape == (count,)] if group is not None else []
+    return {name: _fact(file, f"metadata/episodes/{name}") for name in names}
+
+
+def _fact(file: Any, name: str) -> np.ndarray:
+    import h5py
+
+    if h5py.check_string_dtype(file[name].dtype):
+        return np.array(file[name].asstr()[()], dtype=str)
+    return hdf5.Arrays(file).read(name)
+
+
+def _episodes(
+    path: Path, spec: Spec, cuts: flat.Cuts, columns: tuple[str, ...], facts: dict[str, np.ndarray]
+) -> Iterator[Episode]:
+    whole = not isinstance(spec.action, Box)
+
+    with hdf5.opened(path) as file:
+        arrays = hdf5.Arrays(file)
+
+        def rows(name: str, start: int, stop: int) -> np.ndarray:
+            values = arrays.read(_FIELDS.get(name, name), slice(start, stop))
+            if name == "reward":
+                return flat.per_row(values, "rewards", str(path))
+            if name == "action" and whole:
+                return values.reshape(stop - start, *spec.action.shape).astype(np.int64)  # type: ignore[union-attr]
+            return values
+
+        yield from flat.episodes(rows, cuts, columns, facts)
+
+
+def write(store: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a store as one flat file with `next_observations`, so that reading it back loses nothing.
+
+    Columns go to `infos/<name>` (their value at the final observation has no place in this format) and facts to
+    `metadata/episodes/<name>`.
+
+    Raises:
+        DataError: for Dict observations or actions, which a flat file cannot hold, and where `path` exists.
+    """
+    import h5py
+
+    target = Path(path)
+    if target.exists():
+        raise DataError(f"{target} exists; remove it or give another path")
+    if isinstance(store.spec.observation, Dict) or isinstance(store.spec.action, Dict):
+        raise DataError(
+            "a D4RL file holds plain observations and actions only, this store has Dict ones; write Minari or npz "
+            "instead"
+        )
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            _write_rows(store, file)
+            _write_facts(store, file)
+            file.attrs[_SPEC] = json.dumps(store.spec.to_json())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_rows(store: Any, file: Any) -> None:
+    at, total = 0, store.num_steps - store.num_episodes
+    for number in range(store.num_episodes):
+        episode = store.episode(number)
+        count = len(episode.action)
+        rows = {
+            "observations": episode.observation[:-1],
+            "next_observations": episode.observation[1:],
+            "actions": episode.action,
+            "rewards": episode.reward,
+            "terminals": episode.terminated,
+            "timeouts": episode.truncated,
+        }
+        for name, tree in episode.columns.items():
+            rows |= {
+                f"infos/{path.removeprefix('infos/')}": values[:count] for path, values in flatten(tree, name).items()
+            }
+        for name, values in rows.items():
+            if number == 0:
+                file.create_dataset(name, (total, *values.shape[1:]), values.dtype)
+            file[name][at : at + count] = values
+        at += count
+
+
+def _write_facts(store: Any, file: Any) -> None:
+    import h5py
+
+    for name, values in store.episodes.items():
+        if name in RESERVED:
+            continue
+        values = np.asarray(values)
+        kind = h5py.string_dtype() if values.dtype.kind in "US" else values.dtype
+        file.create_dataset(
+            f"metadata/episodes/{name}", data=values.astype(object) if values.dtype.kind in "US" else values, dtype=kind
+        )
