@@ -1,0 +1,1 @@
+"""From features to distributions and values: one file per kind."""

@@ -1,0 +1,1 @@
+"""How a token sees earlier tokens: one file per mechanism, each with a naive reference."""

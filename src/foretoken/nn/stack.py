@@ -1,0 +1,267 @@
+"""The one residual stack under every system: norm order, feed-forward, cross-attention, conditioning, per-layer pattern."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foretoken.core.config import Config, configures
+from foretoken.core.errors import ConfigError
+from foretoken.core.state import State
+from foretoken.nn.dropout import Dropout
+from foretoken.nn.mixer import Mixed, MixerConfig, Tokens, Visible
+from foretoken.nn.mixers.attention import AttentionConfig
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+
+def activate(x: Tensor, name: Activation) -> Tensor:
+    match name:
+        case "relu":
+            return F.relu(x)
+        case "silu":
+            return F.silu(x)
+        case _:
+            return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(Config):
+    """
+    Args:
+        expansion: hidden width over width.
+        activation: applied between the two linear layers.
+        dropout: on the output.
+    """
+
+    expansion: float = 4.0
+    activation: Activation = "relu"
+    dropout: float = 0.0
+
+
+@configures(MLPConfig)
+class MLP(nn.Module):
+    """`down(activation(up(x)))`, token by token."""
+
+    def __init__(self, config: MLPConfig, width: int) -> None:
+        super().__init__()
+        hidden = int(width * config.expansion)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.activation, self.dropout = config.activation, Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(activate(self.up(x), self.activation)))
+
+
+class Seen(NamedTuple):
+    """What a block may cross-attend to: `keys` (B, M, D) and which of them exist, (B, M) bool."""
+
+    keys: Tensor
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionConfig(Config):
+    """
+    Args:
+        num_heads: must divide the width.
+        context_width: width of what is attended to; 0 = the stack's own.
+    """
+
+    num_heads: int = 1
+    context_width: int = 0
+
+
+@configures(CrossAttentionConfig)
+class CrossAttention(nn.Module):
+    """Attention from the tokens to a given context; rows whose context is empty receive nothing."""
+
+    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
+        super().__init__()
+        if width % config.num_heads:
+            raise ConfigError(f"num_heads must divide width, got width={width} and num_heads={config.num_heads}")
+        self.num_heads = config.num_heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(config.context_width or width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BLD: Tensor, context: Seen) -> Tensor:
+        split = lambda t: t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # noqa: E731
+        k, v = map(split, self.kv(context.keys).chunk(2, dim=-1))
+        valid = (
+            context.valid
+            if context.valid is not None
+            else torch.ones(context.keys.shape[:2], dtype=torch.bool, device=x_BLD.device)
+        )
+        some = valid.any(1)
+        mask = (valid | ~some[:, None])[:, None, None, :]
+        y = F.scaled_dot_product_attention(split(self.q(x_BLD)), k, v, mask)
+        return self.out(y.transpose(1, 2).flatten(2)) * some[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(Config):
+    """One layer: a mixer, then a feed-forward, each in a residual.
+
+    Args:
+        mixer: how tokens see earlier ones.
+        feed_forward: token-wise part; None leaves it out.
+        cross: attention to a context between the two; None leaves it out.
+        order: "pre" normalises what enters a part, "post" what leaves the residual.
+        norm: "layer" or "rms".
+        norm_eps: added to the variance.
+        dropout: on the mixer's output.
+        condition_width: features of an adaptive-norm condition (adaLN, Peebles and Xie 2023, arXiv 2212.09748); 0 = none.
+    """
+
+    mixer: MixerConfig = AttentionConfig()
+    feed_forward: MLPConfig | None = MLPConfig()
+    cross: CrossAttentionConfig | None = None
+    order: Literal["pre", "post"] = "pre"
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    condition_width: int = 0
+
+
+class _Residual(nn.Module):
+    """x + part(x), with its norm before or after, optionally modulated by a condition."""
+
+    def __init__(self, config: BlockConfig, width: int) -> None:
+        super().__init__()
+        kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+        self.norm, self.before = kind(width, eps=config.norm_eps), config.order == "pre"
+        self.modulation = nn.Linear(config.condition_width, 3 * width) if config.condition_width else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)  # adaLN-zero: every layer starts as the unconditioned one
+            nn.init.zeros_(self.modulation.bias)
+
+    def enter(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = self.norm(x) if self.before else x
+        if self.modulation is None or condition is None:
+            return x, None
+        shift, scale, gate = self.modulation(F.silu(condition)).unsqueeze(-2).chunk(3, dim=-1)
+        return x * (1 + scale) + shift, gate
+
+    def leave(self, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+        x = x + (y if gate is None else y * gate)
+        return x if self.before else self.norm(x)
+
+
+@configures(BlockConfig)
+class Block(nn.Module):
+    """One layer of a Stack; see BlockConfig."""
+
+    def __init__(self, config: BlockConfig, width: int, visible: Visible | None = None) -> None:
+        super().__init__()
+        self.mixer = config.mixer.build(width) if visible is None else config.mixer.build(width, visible=visible)
+        self.around_mixer, self.dropout = _Residual(config, width), Dropout(config.dropout)
+        self.cross = config.cross.build(width) if config.cross else None
+        self.around_cross = _Residual(config, width) if config.cross else None
+        self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None
+        self.around_feed_forward = _Residual(config, width) if config.feed_forward else None
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, tokens: Tokens | None = None,
+        context: Seen | None = None, condition: Tensor | None = None, read: slice | None = None,
+    ) -> Mixed:  # fmt: skip
+        entered, gate = self.around_mixer.enter(x, condition)
+        mixed = self.mixer(entered, state, tokens=tokens, read=read)
+        x = x if read is None else x[:, read]
+        x = self.around_mixer.leave(x, self.dropout(mixed.y), gate)
+        if self.cross is not None and self.around_cross is not None and context is not None:
+            entered, gate = self.around_cross.enter(x, condition)
+            x = self.around_cross.leave(x, self.cross(entered, context), gate)
+        if self.feed_forward is not None and self.around_feed_forward is not None:
+            entered, gate = self.around_feed_forward.enter(x, condition)
+            x = self.around_feed_forward.leave(x, self.feed_forward(entered), gate)
+        return Mixed(x, mixed.state, mixed.aux)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig(Config):
+    """
+    Args:
+        width: D.
+        num_layers: layers in all.
+        pattern: configs of the layers; layer i takes `pattern[i % len(pattern)]`, so one entry makes all layers alike
+            and (a, b) alternates.
+        final_norm: normalise the last layer's output.
+        init_std: standard deviation of weights at the start; biases are zero.
+    """
+
+    width: int = 128
+    num_layers: int = 3
+    pattern: tuple[BlockConfig, ...] = (BlockConfig(),)
+    final_norm: bool = True
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1 or self.num_layers < 1 or not self.pattern:
+            raise ConfigError(
+                f"a stack needs width >= 1, num_layers >= 1 and a pattern, got {self.width}, {self.num_layers}, {len(self.pattern)}"
+            )
+
+
+@configures(StackConfig)
+class Stack(nn.Module):
+    """Blocks one after another. Its state maps layer names to layer states; callers never look inside."""
+
+    def __init__(self, config: StackConfig, visible: Visible | None = None) -> None:
+        super().__init__()
+        layers = [config.pattern[i % len(config.pattern)] for i in range(config.num_layers)]
+        self.width = config.width
+        self.blocks = nn.ModuleList(layer.build(config.width, visible) for layer in layers)
+        last = layers[-1]
+        kind = nn.LayerNorm if last.norm == "layer" else nn.RMSNorm
+        self.norm = kind(config.width, eps=last.norm_eps) if config.final_norm else nn.Identity()
+        initialise(self, config.init_std)
+
+    def layers(self) -> list[Block]:
+        """The blocks in order; a room may zip over them."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def initial_state(self, rows: int) -> State:
+        """The state of rows whose memory is empty."""
+        return {str(i): block.mixer.initial_state(rows) for i, block in enumerate(self.layers())}
+
+    def forward(
+        self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None,
+        context: Seen | None = None, condition: Tensor | None = None, read: slice | None = None,
+    ) -> Mixed:  # fmt: skip
+        """
+        Args:
+            x_BLD: (B, L, D) token features.
+            state: what `initial_state` or an earlier call returned; None when nothing is to be carried.
+            tokens: what each token is.
+            context: what blocks with cross-attention see besides.
+            condition: (B, condition_width), for blocks with adaptive norms.
+            read: the tokens whose outputs are wanted; the last layer computes only those.
+        """
+        carried, aux = {}, {}
+        for i, block in enumerate(self.blocks):
+            last = i == len(self.blocks) - 1
+            mixed = block(
+                x_BLD, None if state is None else state[str(i)], tokens=tokens,
+                context=context, condition=condition, read=read if last else None,
+            )  # fmt: skip
+            x_BLD, carried[str(i)] = mixed.y, mixed.state
+            aux.update({f"{i}/{name}": value for name, value in mixed.aux.items()})
+        return Mixed(self.norm(x_BLD), None if state is None else carried, aux)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Normal weights of linear and embedding layers, zero biases; mixers that start otherwise define `start()`."""
+    for part in reversed(list(module.modules())):  # parts before wholes
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+        if isinstance(part, _Residual) and part.modulation is not None:
+            nn.init.zeros_(part.modulation.weight)
+        if isinstance(part, Block):
+            start = getattr(part.mixer, "start", None)
+            if start is not None:
+                start()
