@@ -1,0 +1,1 @@
+"""Learning methods that two or more systems use."""

@@ -1,0 +1,180 @@
+"""Cloning of actions by a sequence network, conditioned on what the episode turned out to achieve.
+
+Step t is the tokens  a_(t-1)  c_t  s_t, laid out as what is known when acting; the action is read at s_t. It is the paper's
+stream  R_t s_t a_t  shifted by one token, with each token keeping its own time, and the window's first previous action hidden.
+Without a condition it is behaviour cloning with the stream  a_(t-1)  s_t.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foretoken.core.batch import Batch, Decision, Loss, Step, masked_mean
+from foretoken.core.config import Config, configures
+from foretoken.core.errors import ConfigError
+from foretoken.core.method import Context, Method
+from foretoken.core.spec import Dict, Spec, Window
+from foretoken.core.state import State
+from foretoken.core.store import EpisodeStore
+from foretoken.methods import history
+from foretoken.methods.conditions.return_to_go import ConditionConfig, ReturnToGoConfig
+from foretoken.nn.dropout import Dropout
+from foretoken.nn.embed.actions import ActionEmbedding
+from foretoken.nn.embed.observations import ObservationConfig
+from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
+from foretoken.nn.heads.base import BySpaceConfig, HeadConfig, Prediction
+from foretoken.nn.mixer import Tokens
+from foretoken.nn.stack import StackConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionedCloningConfig(Config):
+    """
+    Args:
+        context: steps of a window, K.
+        backbone: the sequence network.
+        condition: what actions are conditioned on; None clones behaviour.
+        observation: how observations are read.
+        time: where a step's position comes from.
+        head: the distribution over actions; the usual one of the action space by default.
+        dropout: on the embedded tokens.
+        embedding_norm: normalise the embedded tokens by a LayerNorm.
+        embedding_tanh: pass every embedding through tanh (Decision Transformer on Atari).
+        anchor: which windows are trained on; see `Window`.
+        acting: "sample" draws from the head (a deterministic head has one outcome), "mode" takes the likeliest action.
+    """
+
+    context: int = 20
+    backbone: StackConfig = StackConfig()
+    condition: ConditionConfig | None = ReturnToGoConfig()
+    observation: ObservationConfig = ObservationConfig()
+    time: EpisodeTimeConfig | WindowTimeConfig = EpisodeTimeConfig()
+    head: HeadConfig = BySpaceConfig()
+    dropout: float = 0.1
+    embedding_norm: bool = True
+    embedding_tanh: bool = False
+    anchor: Literal["start", "end", "full"] = "start"
+    acting: Literal["sample", "mode"] = "sample"
+
+
+@configures(ConditionedCloningConfig)
+class ConditionedCloning(Method):
+    """See the module. The policy re-reads its last K steps at every decision, exactly as it was trained."""
+
+    def __init__(self, config: ConditionedCloningConfig, spec: Spec) -> None:
+        super().__init__()
+        if isinstance(spec.action, Dict):
+            raise ConfigError(
+                "actions of a Dict space are not supported here; give Box, Discrete, MultiDiscrete or MultiBinary"
+            )
+        self.config, self.spec = config, spec
+        width = config.backbone.width
+        self.condition = config.condition.build() if config.condition else None
+        self.embed_action = ActionEmbedding(spec.action, width)
+        self.embed_condition = nn.Linear(self.condition.width, width) if self.condition else None
+        self.embed_observation = config.observation.build(spec.observation, width)
+        self.embed_time = config.time.build(width, config.context)
+        self.norm = nn.LayerNorm(width) if config.embedding_norm else nn.Identity()
+        self.dropout = Dropout(config.dropout)
+        self.head = config.head.build(spec.action, width)
+        self.backbone = config.backbone.build()
+        self.group = 3 if self.condition else 2
+        self.asks = self.condition.asks if self.condition else ()
+        columns = ("observation", "action", *(self.condition.columns if self.condition else ()))
+        self.window = Window(length=config.context, columns=columns, anchor=config.anchor)
+
+    def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
+        for store in stores.values():
+            self.embed_observation.fit(store.statistics("observation"))
+            actions = store.statistics("action")
+            self.embed_action.fit(actions)
+            self.head.fit(actions)
+        if self.condition is not None:
+            self.condition.fit(stores)
+
+    def predict(
+        self,
+        observation: Any,
+        previous_action: Tensor,
+        condition: Tensor | None,
+        timestep: Tensor,
+        valid: Tensor,
+        read: slice,
+    ) -> Prediction:
+        """Predictions of actions at the state tokens that `read` (a slice of steps) picks.
+
+        Args:
+            observation: (B, T, ...); previous_action: (B, T, ...), the action before each step.
+            condition: (B, T, C) or None; timestep: (B, T) int64; valid: (B, T) bool.
+        """
+        tanh = torch.tanh if self.config.embedding_tanh else nn.Identity()
+        time = self.embed_time(timestep, valid)
+        time_before = torch.cat((time[:, :1], time[:, :-1]), dim=1)  # the first previous action is hidden
+        parts = [tanh(self.embed_action(previous_action)) + time_before]
+        if self.embed_condition is not None and condition is not None:
+            parts.append(tanh(self.embed_condition(condition)) + time)
+        parts.append(tanh(self.embed_observation(observation)) + time)
+        known = valid & torch.cat((torch.zeros_like(valid[:, :1]), valid[:, :-1]), dim=1)
+        exists = torch.stack([known] + [valid] * (self.group - 1), dim=2).flatten(1)
+        x_BLD = self.dropout(self.norm(torch.stack(parts, dim=2).flatten(1, 2)))
+        steps = range(*read.indices(valid.shape[1]))
+        tokens = slice((steps.start + 1) * self.group - 1, steps.stop * self.group, steps.step * self.group)
+        return self.head(self.backbone(x_BLD, tokens=Tokens(valid=exists), read=tokens).y)
+
+    def forward(self, batch: Batch, read: slice = slice(None)) -> Prediction:
+        """Predictions of the actions of recorded windows, as in training, at the steps that `read` picks."""
+        previous = torch.cat((torch.zeros_like(batch.action[:, :1]), batch.action[:, :-1]), dim=1)
+        condition = self.condition.hindsight(batch) if self.condition is not None else None
+        return self.predict(batch.observation, previous, condition, batch.timestep, batch.valid, read)
+
+    def loss(self, *batches: Batch) -> Loss:
+        """Mean over scored steps of the head's loss: squared error for continuous actions, cross-entropy for choices."""
+        (batch,) = batches
+        total, count = masked_mean(self(batch).loss(batch.action).float(), batch.scored)
+        return Loss(total, metrics={"loss": total, "scored": batch.scored.float().mean()}, weight=count)
+
+    @property
+    def policy(self) -> "WindowPolicy":
+        return WindowPolicy(self)
+
+
+class WindowPolicy:
+    """Keeps the last K steps of each row and re-reads them; a step that slid out of the window has no effect any more."""
+
+    def __init__(self, method: ConditionedCloning) -> None:
+        self.method = method
+
+    def begin(self, rows: int, context: Context) -> State:
+        method, device = self.method, next(self.method.parameters()).device
+        columns = {"observation": method.spec.observation, "previous_action": method.spec.action}
+        if method.condition is None:
+            return {"history": history.begin(rows, method.config.context, device, **columns)}
+        kept = history.begin(rows, method.config.context, device, **columns, condition=method.condition.width)
+        return {"history": kept, "condition": method.condition.begin(rows, context)}
+
+    def act(self, step: Step, state: State, *, explore: bool = False) -> Decision:
+        method, carried, new = self.method, {}, {}
+        if method.condition is not None:
+            new["condition"], carried["condition"] = method.condition.carry(step, state["condition"])
+        kept = history.push(
+            state["history"],
+            observation=step.observation,
+            previous_action=step.previous_action,
+            timestep=step.timestep,
+            **new,
+        )
+        columns, valid = history.window(kept)
+        prediction = method.predict(
+            columns["observation"],
+            columns["previous_action"],
+            columns.get("condition"),
+            columns["timestep"],
+            valid,
+            slice(-1, None),
+        )
+        draw = explore or method.config.acting == "sample"
+        action = prediction.sample(step.seed) if draw else prediction.mode()
+        return Decision(action.squeeze(1), {"history": kept, **carried})

@@ -1,0 +1,1 @@
+"""What a policy may be asked for: one file each."""
