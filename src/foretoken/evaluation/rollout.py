@@ -1,0 +1,145 @@
+"""Plays a list of episodes with a policy: many at once, over environments and return targets alike.
+
+The jobs are fixed beforehand, so exactly those episodes count and short ones gain no weight. Initial states and noise
+depend on `(seed, episode)` alone: the i-th episode starts alike for every target, and the number of slots changes
+nothing. A finished slot takes the next job at once; when jobs run out the batch shrinks.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+from foretoken.core.method import Policy
+from foretoken.core.spec import Spec
+from foretoken.envs.collect import Totals
+from foretoken.envs.play import play
+from foretoken.envs.slots import Factory, Job, Slots, Tick, reset_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """What came of one job.
+
+    `success` is true when any step's info said so under "success" or "is_success", None when none ever spoke of it;
+    `cost` sums `info["cost"]`. `actions` holds the (n, ...) actions as the environment received them, when asked to keep
+    them: with `reset_seed` they replay the episode.
+    """
+
+    target: float | None
+    episode: int
+    reset_seed: int
+    total: float  # the undiscounted return, summed in float64
+    length: int
+    success: bool | None = None
+    cost: float | None = None
+    terminated: bool = False
+    actions: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of an evaluation file; the return stands under "return"."""
+        return {
+            "target": self.target,
+            "episode": self.episode,
+            "reset_seed": self.reset_seed,
+            "return": self.total,
+            "length": self.length,
+            "success": self.success,
+            "cost": self.cost,
+            "terminated": self.terminated,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "EpisodeResult":
+        return cls(total=float(record["return"]), **{name: record[name] for name in _RECORDED})
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the kept actions, "" where none were kept."""
+        digest = hashlib.blake2b(digest_size=8)
+        for array in tree_leaves(self.actions) if self.actions is not None else []:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest() if self.actions is not None else ""
+
+
+_RECORDED = ("target", "episode", "reset_seed", "length", "success", "cost", "terminated")
+
+
+def rollout(
+    policy: Policy,
+    environment: Factory,
+    jobs: Sequence[Job],
+    *,
+    spec: Spec | None = None,
+    seed: int,
+    num_slots: int = 32,
+    device: torch.device | str = "cpu",
+    explore: bool = False,
+    max_steps: int = 0,
+    keep_actions: bool = False,
+    on_episode: Callable[[EpisodeResult], None] | None = None,
+) -> list[EpisodeResult]:
+    """Plays every job exactly once and returns the results in the order of the jobs.
+
+    The policy acts in evaluation mode without gradients, and its modules' modes are restored. A job's target reaches
+    `policy.begin` as `context["target_return"]`, (K,) float32 for K episodes begun at once.
+
+    Args:
+        environment: a Gymnasium id or a factory.
+        spec: what the policy was made for; a differing environment is refused with an EnvironmentMismatch.
+        seed: with a job's episode number, fixes its initial state and noise.
+        num_slots: episodes played at once.
+        max_steps: episodes are cut after so many actions; 0 leaves that to the environment.
+        keep_actions: keep every episode's actions in its result.
+        on_episode: called with each result as its episode ends.
+    """
+    jobs = list(jobs)
+    if not jobs:
+        return []
+    results: dict[int, EpisodeResult] = {}
+    with Slots(
+        environment, jobs, num_slots=num_slots, seed=seed, spec=spec, device=device, max_steps=max_steps
+    ) as slots:
+        tally = _Tally(len(jobs))
+        for tick, _ in play(slots, policy, explore=explore):
+            tally.add(tick)
+            for row in tick.ended.tolist():
+                number = int(tick.number[row])
+                actions = slots.actions(row) if keep_actions else None
+                results[number] = tally.result(
+                    number, jobs[number], reset_seed(seed, jobs[number].episode), tick, row, actions
+                )
+                if on_episode is not None:
+                    on_episode(results[number])
+    return [results[number] for number in range(len(jobs))]
+
+
+class _Tally:
+    """Running sums of every job."""
+
+    def __init__(self, jobs: int) -> None:
+        self._return, self._length = np.zeros(jobs), np.zeros(jobs, np.int64)
+        self._totals = [Totals() for _ in range(jobs)]
+
+    def add(self, tick: Tick) -> None:
+        self._return[tick.number] += tick.reward
+        self._length[tick.number] += 1  # counts steps; the first one follows no action
+        for number, info in zip(tick.number.tolist(), tick.infos, strict=True):
+            self._totals[number].add(info)
+
+    def result(self, number: int, job: Job, seed: int, tick: Tick, row: int, actions: Any) -> EpisodeResult:
+        return EpisodeResult(
+            target=job.target,
+            episode=job.episode,
+            reset_seed=seed,
+            total=float(self._return[number]),
+            length=int(self._length[number]) - 1,
+            success=self._totals[number].success,
+            cost=self._totals[number].cost,
+            terminated=bool(tick.terminated[row]),
+            actions=actions,
+        )
