@@ -1,0 +1,144 @@
+"""The laws of every method: that of each system's smallest preset on the specs its tags name, and variants of the shared ones."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from foretoken.core.catalogue import systems
+from foretoken.core.config import Config
+from foretoken.methods.conditioned_cloning import ConditionedCloning, ConditionedCloningConfig, WindowPolicy
+from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
+from foretoken.nn.embed.time import WindowTimeConfig
+from foretoken.nn.heads.gaussian import GaussianConfig
+from foretoken.nn.stack import StackConfig
+from foretoken.testing import check_condition, check_method
+from foretoken.testing.methods import LAWS, Trial
+from foretoken.testing.stores import SPECS, random_store
+from foretoken.testing.systems import fitting_specs
+
+SMALL = ConditionedCloningConfig(context=4, backbone=StackConfig(width=8, num_layers=2))
+SHARED: dict[str, tuple[Config, str]] = {
+    **{f"cloning on {name}": (SMALL, name) for name in SPECS},
+    "without condition, window time, mode": (
+        SMALL.replace(condition=None, time=WindowTimeConfig(), acting="mode"),
+        "discrete",
+    ),
+    "gaussian": (SMALL.replace(head=GaussianConfig(), anchor="end"), "continuous"),
+    "atari": (
+        SMALL.replace(time=WindowTimeConfig(), embedding_tanh=True, embedding_norm=False, anchor="full"),
+        "image",
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_method_law(name: str, law: str) -> None:
+    config, spec = SHARED[name]
+    LAWS[law](Trial(config, SPECS[spec]))
+
+
+@pytest.mark.parametrize(
+    ("system", "spec"), [(name, spec) for name, entry in systems().items() for spec in fitting_specs(entry.load())]
+)
+def test_method_of_system(system: str, spec: str) -> None:
+    module = systems()[system].load()
+    acting = "streaming" if module.CARD.acting == "streaming" else "window"
+    check_method(module.smoke().system, SPECS[spec], acting=acting)
+
+
+# -- conditions
+
+
+@pytest.mark.parametrize("config", [ReturnToGoConfig(), ReturnToGoConfig(scale=7.0)])
+def test_return_to_go_counts_down(config: ReturnToGoConfig) -> None:
+    store = random_store(SPECS["continuous"])
+    condition = config.build()
+    condition.fit({"data": store})
+    check_condition(condition, store)
+
+
+def test_delayed_return_to_go_stays() -> None:
+    store = random_store(SPECS["discrete"], lengths=())
+    for episode in map(random_store(SPECS["discrete"]).episode, range(5)):
+        late = np.where(np.arange(episode.length) == episode.length - 1, 3.0, 0.0)
+        store.append(dataclasses.replace(episode, reward=late.astype(np.float32)))
+    check_condition(ReturnToGoConfig(delayed=True).build(), store)
+    check_condition(ReturnToGoConfig().build(), store)
+
+
+def test_condition_law_notices_a_wrong_count() -> None:
+    with pytest.raises(AssertionError, match="carry == hindsight at step 1"):
+        check_condition(ReturnToGoConfig(delayed=True).build(), random_store(SPECS["discrete"]))
+
+
+# -- the laws notice what they are for
+
+
+class SeesPadding(ConditionedCloning):
+    def predict(self, observation, previous_action, condition, timestep, valid, read):
+        return super().predict(observation, previous_action, condition, timestep, torch.ones_like(valid), read)
+
+
+class Batchwise(ConditionedCloning):
+    def predict(self, observation, *rest):
+        return super().predict(observation - observation.mean(0, keepdim=True), *rest)
+
+
+class ActsOtherwise(ConditionedCloning):
+    """Counts the return down one step late."""
+
+    @property
+    def policy(self):
+        class Late(WindowPolicy):
+            def act(self, step, state, *, explore=False):
+                return super().act(step._replace(previous_reward=torch.zeros_like(step.previous_reward)), state)
+
+        return Late(self)
+
+
+class Counts(ConditionedCloning):
+    calls = 0
+
+    def loss(self, *batches):
+        self.calls += 1
+        return super().loss(*batches)
+
+
+class FitsAside(ConditionedCloning):
+    """Keeps a statistic outside its buffers."""
+
+    shift = 0.0
+
+    def fit(self, stores, stage):
+        super().fit(stores, stage)
+        self.shift = 0.5
+
+    def predict(self, observation, *rest):
+        return super().predict(observation + self.shift, *rest)
+
+
+class Idle(ConditionedCloning):
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        self.unused = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("owner", "law"),
+    [
+        (SeesPadding, "padding_is_unseen"),
+        (Batchwise, "rows_are_independent"),
+        (Batchwise, "loss_adds_up"),
+        (ActsOtherwise, "acting_is_forward"),
+        (Counts, "nothing_hidden_changes"),
+        (FitsAside, "weights_are_the_policy"),
+        (Idle, "updates_lower_the_loss"),
+    ],
+)
+def test_laws_notice_faults(monkeypatch: pytest.MonkeyPatch, owner: type, law: str) -> None:
+    monkeypatch.setattr(ConditionedCloningConfig, "owner", owner)
+    with pytest.raises(AssertionError, match="ConditionedCloningConfig, actions Box"):
+        LAWS[law](Trial(SMALL, SPECS["continuous"]))

@@ -1,0 +1,122 @@
+"""The laws of every mixer in `foretoken.nn.mixers`, found by discovery."""
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+from foretoken.core.config import Config
+from foretoken.nn import mixers
+from foretoken.nn.mixer import Mixed, MixerConfig
+from foretoken.nn.mixers.attention import Attention, AttentionConfig
+from foretoken.testing import check_mixer
+from foretoken.testing.mixers import LAWS, trial_of
+
+# settings beyond the default that take other paths through a mixer, by config class
+VARIANTS: dict[type[Config], list[MixerConfig]] = {
+    AttentionConfig: [
+        AttentionConfig(num_heads=3, window=5),
+        AttentionConfig(num_heads=2, positions="rotary", window=4, slack=3),
+        AttentionConfig(positions="rotary", capacity=6),
+        AttentionConfig(num_heads=4, capacity=5, slack=2, bias=False),
+        AttentionConfig(window=1),
+    ],
+}
+
+
+def discovered() -> list[MixerConfig]:
+    found: list[MixerConfig] = []
+    for info in pkgutil.iter_modules(mixers.__path__):
+        module = importlib.import_module(f"{mixers.__name__}.{info.name}")
+        for kind in vars(module).values():
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, MixerConfig)
+                and kind.__module__ == module.__name__
+                and kind.owner is not None
+            ):
+                found += [kind(), *VARIANTS.get(kind, [])]
+    return found
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("config", discovered(), ids=lambda config: str(config).replace("AttentionConfig", ""))
+def test_mixer_law(config: MixerConfig, law: str) -> None:
+    LAWS[law](trial_of(config, 12))
+
+
+# -- the laws notice what they are for
+
+
+class Peeking(Attention):
+    """Its output holds a trace of the next token."""
+
+    def forward(self, x, state=None, **kwargs):
+        y, state, aux = super().forward(x, state, **kwargs)
+        return Mixed(y + 1e-6 * torch.roll(x, -1, 1) if x.shape[1] == y.shape[1] > 1 else y, state, aux)
+
+
+class Batchwise(Attention):
+    """Normalised over the rows of the batch."""
+
+    def forward(self, x, state=None, **kwargs):
+        return super().forward(x - 0.01 * x.mean(0, keepdim=True), state, **kwargs)
+
+
+class Forgetful(Attention):
+    """Ignores where memory begins."""
+
+    def forward(self, x, state=None, *, tokens=None, read=None):
+        tokens = None if tokens is None else tokens._replace(fresh=None)
+        return super().forward(x, state, tokens=tokens, read=read)
+
+
+class Leaky(Attention):
+    """Its padding is heard."""
+
+    def forward(self, x, state=None, *, tokens=None, read=None):
+        tokens = None if tokens is None else tokens._replace(valid=None)
+        return super().forward(x, state, tokens=tokens, read=read)
+
+
+class Understated(Attention):
+    """Holds more than its facts state."""
+
+    def initial_state(self, rows):
+        return {**super().initial_state(rows), "more": torch.zeros(rows, 1)}
+
+    def forward(self, x, state=None, **kwargs):
+        y, after, aux = super().forward(x, state, **kwargs)
+        return Mixed(y, after if after is None else {**after, "more": state["more"]}, aux)
+
+
+@pytest.mark.parametrize(
+    ("owner", "law"),
+    [
+        (Peeking, "causality"),
+        (Peeking, "concatenation"),
+        (Batchwise, "rows_independent"),
+        (Forgetful, "fresh_start"),
+        (Forgetful, "agreement"),
+        (Leaky, "padding"),
+        (Understated, "bounded_state"),
+    ],
+)
+def test_laws_notice_faults(monkeypatch: pytest.MonkeyPatch, owner: type[nn.Module], law: str) -> None:
+    monkeypatch.setattr(AttentionConfig, "owner", owner)
+    with pytest.raises(AssertionError, match="width=12"):
+        LAWS[law](trial_of(AttentionConfig(window=5), 12))
+
+
+def test_check_mixer_needs_a_reference() -> None:
+    class Lonely(MixerConfig):
+        pass
+
+    with pytest.raises(AssertionError, match="reference"):
+        check_mixer(Lonely(), 12)
+
+
+def test_check_mixer_runs_every_law() -> None:
+    check_mixer(AttentionConfig(num_heads=2, window=3), 4, rows=2)

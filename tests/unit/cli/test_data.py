@@ -1,0 +1,111 @@
+"""collect and import."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foretoken.data import open_store
+
+
+def test_collect_makes_a_store_and_says_how_minari_opens_it(store, foretoken) -> None:
+    kept = open_store(store)
+    assert kept.num_episodes == 4 and kept.spec.environment == "Pendulum-v1"
+    answer = foretoken("collect", "CartPole-v1", "--episodes", 3)
+    assert answer.code == 0 and "3 episodes" in answer.out and "minari.load_dataset" in answer.out
+    assert open_store("stores/CartPole-v1-random").num_episodes == 3
+
+
+def test_minari_opens_what_collect_wrote(foretoken, monkeypatch) -> None:
+    minari = pytest.importorskip("minari", reason="needs the extra 'minari'")
+    assert foretoken("collect", "CartPole-v1", "--episodes", 3, "--seed", 5).code == 0
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path("stores/CartPole-v1-random/minari").resolve()))
+    dataset = minari.load_dataset("CartPole-v1-random-v0")
+    kept = open_store("stores/CartPole-v1-random")
+    for number, episode in enumerate(dataset.iterate_episodes()):
+        np.testing.assert_array_equal(episode.actions, kept.episode(number).action)
+        np.testing.assert_array_equal(episode.observations, kept.episode(number).observation)
+
+
+def test_minari_can_be_left_out_or_put_elsewhere(foretoken) -> None:
+    foretoken("collect", "CartPole-v1", "--episodes", 1, "--out", "a", "--no-minari")
+    foretoken("collect", "CartPole-v1", "--episodes", 1, "--out", "b", "--minari", "elsewhere")
+    assert not Path("a/minari").exists() and not Path("b/minari").exists()
+    assert Path("elsewhere/CartPole-v1-random-v0/data/main_data.hdf5").is_file()
+
+
+def test_collect_with_a_run_asks_for_a_return(run, foretoken) -> None:
+    answer = foretoken(
+        "collect",
+        "Pendulum-v1",
+        "--policy",
+        run,
+        "--target",
+        "-200",
+        "--episodes",
+        2,
+        "--max-steps",
+        10,
+        "--out",
+        "played",
+    )
+    assert answer.code == 0, answer.err
+    assert open_store("played").about["target_return"] == -200.0 and open_store("played").num_actions == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("Pendulm-v1",), "did you mean 'Pendulum-v1'"),
+        (("Pendulum-v1", "--policy", "nowhere"), "nowhere is no run"),
+        (("Pendulum-v1", "--target", "5"), "--policy RUN"),
+        (("Pendulum-v1", "--episodes", "0"), "at least 1, got '0'"),
+        (("Pendulum-v1", "--out", "full"), "full exists and is not empty"),
+        (("Pendulum-v1", "--minari", "taken"), "taken/Pendulum-v1-random-v0 exists"),
+    ],
+)
+def test_what_collect_refuses(words, told, foretoken) -> None:
+    for folder in ("full", "taken/Pendulum-v1-random-v0"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "file").touch()
+    answer = foretoken("collect", "--episodes", 1, *words)
+    assert answer.code == 2 and told in answer.err and len(answer.err.splitlines()) <= 3
+    assert not Path("stores").exists()
+
+
+def test_collect_refuses_a_run_of_another_environment(run, foretoken) -> None:
+    answer = foretoken("collect", "CartPole-v1", "--policy", run, "--episodes", 1)
+    assert answer.code == 2 and "CartPole-v1" in answer.err
+
+
+def test_import_says_what_it_found(store, foretoken) -> None:
+    dataset = store / "minari" / "Pendulum-v1-random-v0"
+    answer = foretoken("import", dataset)
+    assert answer.code == 0 and "summary" in answer.out and "4 episodes" in answer.out
+    assert "stores/Pendulum-v1-random-v0" in answer.out
+    assert open_store("stores/Pendulum-v1-random-v0").num_episodes == 4
+
+
+@pytest.mark.parametrize("inside", ["data", "data/main_data.hdf5"])
+def test_import_names_the_store_after_the_dataset(inside, store, foretoken) -> None:
+    tree = json.loads(foretoken("import", store / "minari" / "Pendulum-v1-random-v0" / inside, "--json").out)
+    assert tree["store"] == "stores/Pendulum-v1-random-v0" and tree["findings"][0]["code"] == "summary"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nowhere",), "nowhere does not exist"),
+        (("file.txt",), "file.txt is of no known format"),
+        (("file.txt", "--format", "minary"), "did you mean 'minari'"),
+        (("file.txt", "--action-bounds", "1"), "--action-bounds needs a lowest and a highest"),
+        (("file.txt", "--out", "full"), "full exists and is not empty"),
+    ],
+)
+def test_what_import_refuses(words, told, foretoken) -> None:
+    Path("file.txt").write_text("nothing")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    answer = foretoken("import", *words)
+    assert answer.code == 2 and told in answer.err and not Path("stores").exists()

@@ -1,0 +1,104 @@
+"""train: settings, folders, resuming, and everything it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foretoken.experiment import Run
+from foretoken.training import loop
+
+
+def test_a_run_holds_what_was_asked_for(run, store) -> None:
+    kept = Run.open(run)
+    assert kept.experiment.training.updates == 4 and kept.experiment.source.store == str(store)
+    assert kept.experiment.evaluation.targets == (-300.0, -100.0)
+    assert kept.about["status"] == "finished" and kept.about["command"].startswith(
+        "foretoken train decision_transformer smoke"
+    )
+    assert [found.update for found in kept.evaluations()] == [2, 4]
+
+
+def test_the_default_folder_tells_system_and_preset(store, foretoken) -> None:
+    answer = foretoken(
+        "train",
+        "dt",
+        "smoke",
+        "--source.store",
+        store,
+        "--training.updates",
+        1,
+        "--training.evaluate-every",
+        0,
+        "--quiet",
+    )
+    assert answer.code == 0 and "%" not in answer.err
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("dt-smoke-2") and f"run: {folder}" in answer.out
+
+
+def test_dry_run_prints_the_settings_and_makes_nothing(foretoken) -> None:
+    words = ("--system.condition.scale", 3, "--training.updates", 5, "--evaluation.targets", -1, 4, "--seed", 7)
+    answer = foretoken("train", "decision_transformer", "smoke", "--dry-run", *words)
+    tree = json.loads(answer.out)
+    assert tree["system"]["condition"]["scale"] == 3.0 and tree["training"]["updates"] == 5 and tree["seed"] == 7
+    assert tree["evaluation"]["targets"] == [-1.0, 4.0] and not any(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "needs a system and a preset"),
+        (("decision_transfomer", "cpu"), "did you mean 'decision_transformer'"),
+        (("dt",), "smoke"),
+        (("dt", "smok"), "did you mean 'smoke'"),
+        (("dt", "smoke", "more"), "more"),
+        (("dt", "smoke", "--training.update", 5), "did you mean '--training.updates'"),
+        (("dt", "smoke", "--training.updates", "many"), "'many'"),
+        (("dt", "smoke", "--training.updates", 0), "updates must be at least 1, got 0"),
+        (("dt", "smoke", "--training.optimiser.schedule", "cosin"), "cosine"),
+        (("dt", "smoke", "--source.store", "nowhere"), "'nowhere'"),
+        (("--resume", "nowhere"), "nowhere is no run"),
+    ],
+)
+def test_what_train_refuses(words, told, foretoken) -> None:
+    answer = foretoken("train", *words)
+    assert answer.code == 2 and told in answer.err, answer.err
+    assert answer.err.startswith("foretoken: error: ") and len(answer.err.splitlines()) <= 2
+    assert not Path("runs").exists()
+
+
+def test_a_folder_with_something_in_it_is_refused(run, store, foretoken) -> None:
+    answer = foretoken("train", "dt", "smoke", "--source.store", store, "--out", run)
+    assert answer.code == 2 and f"{run} is not empty" in answer.err and "--resume" in answer.err
+
+
+def test_a_resumed_run_keeps_its_settings(run, foretoken) -> None:
+    for changed in (("--training.updates", 9), ("--out", "new")):
+        answer = foretoken("train", "--resume", run, *changed)
+        assert answer.code == 2 and str(changed[0]) in answer.err and "new run" in answer.err
+
+
+def test_a_finished_run_may_be_resumed_and_stays(run, foretoken) -> None:
+    before = (run / "checkpoints" / "update-00000004" / "model.safetensors").read_bytes()
+    answer = foretoken("train", "decision_transformer", "smoke", "--resume", run)
+    assert answer.code == 0, answer.err
+    assert (run / "checkpoints" / "update-00000004" / "model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(store, foretoken, monkeypatch) -> None:
+    settings = ("--source.store", store, "--training.updates", 6, "--training.evaluate-every", 0, "--quiet")
+    foretoken("train", "dt", "smoke", *settings, "--out", "whole")
+    asked = loop._Loop._asked_to_stop
+    monkeypatch.setattr(loop._Loop, "_asked_to_stop", lambda self: self.done == 3 or asked(self))
+    answer = foretoken("train", "dt", "smoke", *settings, "--out", "cut")
+    assert answer.code == 130 and "foretoken train --resume cut" in answer.err
+    monkeypatch.setattr(loop._Loop, "_asked_to_stop", asked)
+    assert foretoken("train", "--resume", "cut", "--quiet").code == 0
+    last = "checkpoints/update-00000006/model.safetensors"
+    assert (Path("cut") / last).read_bytes() == (Path("whole") / last).read_bytes()
+
+
+def test_help_of_a_preset_shows_its_defaults(foretoken) -> None:
+    answer = foretoken("train", "dt", "smoke", "--help")
+    assert answer.code == 0 and "--training.updates INT" in answer.out and "(default: 20)" in answer.out

@@ -1,0 +1,310 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from foretoken.core import catalogue
+from foretoken.core.errors import DataError
+from foretoken.evaluation import plots, report
+from foretoken.evaluation.report import write_report
+
+EXPERIMENT = {
+    "class": "foretoken.experiment:Experiment",
+    "system": {
+        "class": "foretoken.systems.nowhere.fast:FastThinkerConfig",
+        "backbone": {"class": "a:GPTConfig", "width": 64},
+    },
+    "training": {"class": "foretoken.training.loop:Training", "lr": 1e-4, "name": "<b>&"},
+}
+RETURNS = {
+    (1000, 300.0): [100.0, 140.0],
+    (1000, 100.0): [90.0, 70.0],
+    (2000, 300.0): [240.0, 200.0],
+    (2000, 100.0): [99.0, 121.0],
+}
+
+
+def make_run(folder, returns=None, *, metrics=(), **info):
+    """A run folder whose evaluations are `{(update, target): returns}`."""
+    facts = {
+        "format": "foretoken-run",
+        "version": 1,
+        "experiment": EXPERIMENT,
+        "spec": {"environment": "Tower-v0"},
+        "seed": 3,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(facts | {"started": "2026-03-04T05:06:07+00:00"} | info))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (folder / "evaluations").mkdir(exist_ok=True)
+    for update in sorted({update for update, _ in returns or {}}):
+        records = [
+            {
+                "target": target,
+                "episode": i,
+                "reset_seed": i,
+                "return": value,
+                "length": 9,
+                "success": None,
+                "cost": None,
+                "terminated": True,
+            }
+            for (at, target), values in (returns or {}).items()
+            for i, value in enumerate(values)
+            if at == update
+        ]
+        about = {
+            "format": "foretoken-evaluation",
+            "version": 1,
+            "environment": "Tower-v0",
+            "seed": 0,
+            "update": update,
+            "num_slots": 2,
+        }
+        tree = about | {"records": records, "seconds": 1.0, "decisions": 9, "card": {}}
+        (folder / "evaluations" / f"update-{update:08d}.json").write_text(json.dumps(tree))
+    return folder
+
+
+def curves(updates=10):
+    return [
+        {"update": u, "train/loss": 1 / u, "time/updates_per_second": 50.0, "time/seconds": 2.0 * u}
+        for u in range(1, updates + 1)
+    ]
+
+
+class Words(HTMLParser):
+    """The visible text of a page, the tags left open, and everything it would load."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.text, self.open, self.loads = "", [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in {"meta", "link", "br", "!doctype"}:
+            self.open.append(tag)
+        self.loads += [
+            value for name, value in attrs if name in {"src", "href", "xlink:href", "data"} and value[0] != "#"
+        ]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.text += "" if tag in {"strong", "code", "span"} else " "
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def read(file):
+    page = file.read_text(encoding="utf-8")
+    words = Words(page)
+    assert words.open == []
+    assert "nan" not in re.findall(r"\w+", words.text)
+    words.text = re.sub(r"\s+", " ", words.text)
+    return page, words
+
+
+def add_video(run, name, size=100, **changes):
+    folder = run / "videos"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.mp4").write_bytes(b"\0" * size)
+    facts = {
+        "update": 2000,
+        "episode": 1,
+        "reset_seed": 7,
+        "target": 300.0,
+        "achieved": 240.0,
+        "length": 9,
+        "shown": 9,
+        "seconds": 1,
+        "renderer": "opengl",
+    }
+    index = folder / "index.json"
+    videos = json.loads(index.read_text())["videos"] if index.exists() else []
+    videos.append({"name": name, "file": f"{name}.mp4"} | facts | changes)
+    index.write_text(json.dumps({"format": "foretoken-videos", "version": 1, "videos": videos, "missing": ""}))
+
+
+def test_the_page_is_whole_and_loads_nothing(tmp_path):
+    run = make_run(tmp_path / "run", RETURNS, metrics=curves())
+    add_video(run, "best")
+    page, words = read(write_report(run, data_returns=np.arange(50.0, 250.0)))
+    assert write_report(run) == run / "report.html"
+    assert [value[:15] for value in words.loads] == ["data:,", "data:video/mp4;"]
+    assert "<script" not in page and "@import" not in page and re.findall(r"url\((?!#)", page) == []
+    assert len(re.findall(r'<svg [^>]*aria-hidden="true"', page)) == 5 == page.count('role="img" aria-label="')
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    run = make_run(tmp_path / "run", RETURNS, metrics=curves())
+    one, two = (write_report(run, out=tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert one == two
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_best_number_stands_on_top_with_the_rule_that_made_it(tmp_path):
+    _, words = read(write_report(make_run(tmp_path, RETURNS)))
+    assert "Fast Thinker on Tower-v0" in words.text
+    assert (
+        "220 Mean return of 2 episodes, asked for 300, after 2,000 updates. Picked as the best of 2 evaluations times 2 targets"
+        in words.text
+    )
+    assert "the last update at the main target, 300, earns 220." in words.text
+    _, words = read(write_report(make_run(tmp_path / "one", {(5, None): [1.0, 3.0]})))
+    assert (
+        "2 Mean return of 2 episodes, after 5 updates. It is the only evaluation, so nothing was selected."
+        in words.text
+    )
+
+
+def test_asked_against_achieved_is_told_in_words(tmp_path):
+    # Gaps: |220 - 300| and |110 - 100|.
+    page, words = read(write_report(make_run(tmp_path, RETURNS), data_returns=np.array([80.0, 150.0, 220.0])))
+    assert "Mean absolute gap 45" in words.text and "Spearman correlation +0.89" in words.text
+    assert "reach from 80 to 220 (shaded); outside it were asked: 300." in words.text
+    assert "25 % of them beat every episode in the data" in words.text
+    assert "achieved = asked" in page and "returns in the data" in page and "training data (3 episodes)" in page
+
+
+def test_the_returns_of_the_data_are_found_in_the_run(tmp_path):
+    _, words = read(write_report(make_run(tmp_path, RETURNS, data_returns=[50.0, 400.0])))
+    assert "All targets lie within the data's returns (50 to 400, shaded)." in words.text
+    _, words = read(write_report(make_run(tmp_path / "other", RETURNS, data_returns=[])))
+    assert "The training data's returns are not known" in words.text
+
+
+def test_an_empty_run_says_what_to_do(tmp_path):
+    _, words = read(write_report(make_run(tmp_path / "my run")))
+    assert words.text.count("foretoken evaluate 'my run'") >= 2
+    assert "foretoken train" in words.text
+    assert "foretoken report 'my run' films the best" in words.text
+
+
+def test_training_without_evaluation_or_held_out_data(tmp_path):
+    _, words = read(write_report(make_run(tmp_path, metrics=curves())))
+    assert "Loss, 0.1 at the end. No held-out loss; --source.held-out 0.05" in words.text
+    assert "Speed, 50 updates/s in the median" in words.text
+    assert "training time 0.3 minutes" in words.text
+
+
+def test_held_out_loss_and_gaps_in_the_metrics(tmp_path):
+    lines = [*curves(6), {"update": 7, "train/loss": None, "held_out/loss": 0.5}, {"update": 8, "held_out/loss": 0.75}]
+    run = make_run(tmp_path, metrics=lines)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 9, "train/lo')
+    page, words = read(write_report(run))
+    assert "Held-out episodes: 0.75, lowest at update 7." in words.text
+    assert "held-out episodes" in page
+
+
+def test_one_target_one_episode_and_no_target(tmp_path):
+    _, words = read(write_report(make_run(tmp_path / "a", {(1, 10.0): [4.0]})))
+    assert "unknown" in words.text and "one target only, so no correlation" in words.text
+    _, words = read(write_report(make_run(tmp_path / "b", {(1, None): [4.0, 5.0]})))
+    assert "asked for no return" in words.text
+    _, words = read(write_report(make_run(tmp_path / "c", {(1, 1.0): [4.0, 4.0], (1, 2.0): [4.0, 4.0]})))
+    assert "undefined" in words.text
+
+
+def test_settings_commands_and_machine_are_listed(tmp_path):
+    about = {
+        "command": ["/opt/somewhere/bin/foretoken", "train", "fast", "--out", "a b"],
+        "commit": "0123456789abcdef",
+        "machine": {"cpu": "Loom 9"},
+        "versions": {"torch": "2.99"},
+    }
+    page, words = read(write_report(make_run(tmp_path, **about)))
+    assert "foretoken train fast --out 'a b'" in words.text and "/opt" not in page
+    for said in (
+        "All 6 settings",
+        "backbone.width 64",
+        "<b>&",
+        "Loom 9",
+        "2.99",
+        "0123456789abcdef",
+        "2026-03-04 05:06 UTC",
+        "seed 3",
+    ):
+        assert said in words.text
+
+
+def test_a_system_trained_by_name_has_the_title_of_its_card(tmp_path, monkeypatch):
+    file = tmp_path / "deep_thinker.py"
+    file.write_text('CARD = Card(key="dt42", title="Deep Thinker", paper="", claim="", stream="")')
+    entry = catalogue.Entry("deep_thinker", "offline", "foretoken.systems.offline.deep_thinker", file)
+    monkeypatch.setattr(catalogue, "systems", lambda: {"deep_thinker": entry})
+    for command in ("foretoken train deep_thinker cpu", "foretoken train dt42"):
+        _, words = read(write_report(make_run(tmp_path / "run", command=command)))
+        assert "Deep Thinker on Tower-v0" in words.text
+    _, words = read(write_report(make_run(tmp_path / "run", command="python deep_thinker")))
+    assert "Fast Thinker on Tower-v0" in words.text
+
+
+def test_small_videos_are_embedded_and_large_ones_linked(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "runs" / "a", RETURNS)
+    add_video(run, "old", update=1000)
+    add_video(run, "best", shown=4)
+    add_video(run, "worst", renderer="sketch")
+    _, words = read(write_report(run))
+    assert sum(value.startswith("data:video") for value in words.loads) == 2
+    assert "best: asked 300, achieved 240 in 9 steps; the first 4 are shown. Episode 1, reset seed 7." in words.text
+    assert "Drawn as a sketch" in words.text
+    monkeypatch.setattr(report, "_EMBED_LIMIT", 150)
+    _, words = read(write_report(run, out=tmp_path / "pages" / "a.html"))
+    assert words.loads[1:] == ["../runs/a/videos/best.mp4", "../runs/a/videos/worst.mp4"]
+    assert "Too large" in words.text
+
+
+def test_many_targets_are_thinned_in_the_learning_curve(tmp_path):
+    returns = {(update, float(target)): [target + update, target + 2.0] for update in (1, 2) for target in range(9)}
+    page, words = read(write_report(make_run(tmp_path, returns)))
+    assert "5 of 9 targets" in words.text
+    assert len(re.findall(r">asked \d<", page)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{", r"run\.json must hold JSON"),
+        (
+            "run.json",
+            '{"format": "foretoken-run", "version": 9}',
+            r"run\.json must be of format 'foretoken-run', version 1, got .* version 9",
+        ),
+        ("evaluations/update-00001000.json", "[]", r"update-00001000\.json"),
+        ("metrics.jsonl", "not json\n{}\n", r"metrics\.jsonl must hold one JSON object a line"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, message):
+    run = make_run(tmp_path, RETURNS)
+    (run / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        write_report(run)
+
+
+def test_what_is_no_run_and_no_returns_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a report needs a run folder, which holds run\.json"):
+        write_report(tmp_path)
+    with pytest.raises(DataError, match=r"data_returns must be finite numbers of shape \(M,\), got shape \(2, 2\)"):
+        write_report(make_run(tmp_path), data_returns=np.zeros((2, 2)))
+
+
+def test_thinning_keeps_the_mean():
+    x, y = plots.thin((np.arange(1000.0), np.arange(1000.0) % 7), 10)
+    assert len(x) == 10 and y.mean() == pytest.approx((np.arange(1000) % 7).mean())
+    assert np.diff(x).min() > 0
+
+
+def test_colours_follow_the_page():
+    svg = plots.speed((np.arange(5.0), np.ones(5)))
+    assert re.findall(r"#[0-9a-f]{6}", svg) == []
+    assert "var(--ink)" in svg and "var(--series-3)" in svg and "var(--font)" in svg

@@ -1,0 +1,140 @@
+"""The residual stack: patterns, streaming, partial reads, cross-attention, adaptive norms, initial weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from foretoken.core.errors import ConfigError
+from foretoken.nn.mixer import Tokens
+from foretoken.nn.mixers.attention import AttentionConfig
+from foretoken.nn.stack import BlockConfig, CrossAttentionConfig, MLPConfig, Seen, StackConfig
+from foretoken.testing.agreement import perturb
+
+CONFIGS = {
+    "plain": StackConfig(width=8, num_layers=2),
+    "post, rms, no final norm": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(order="post", norm="rms"),), final_norm=False),
+    "alternating": StackConfig(
+        width=8, num_layers=3,
+        pattern=(BlockConfig(mixer=AttentionConfig(window=3, num_heads=2)), BlockConfig(feed_forward=None)),
+    ),
+    "cross": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(cross=CrossAttentionConfig(num_heads=2, context_width=5)),)),
+    "adaptive": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(condition_width=6, mixer=AttentionConfig(positions="rotary")),)),
+}  # fmt: skip
+
+
+def build(config: StackConfig) -> nn.Module:
+    torch.manual_seed(0)
+    stack = config.build()
+    perturb(stack, 0, scale=0.2)
+    return stack.double().eval()
+
+
+def extras(config: StackConfig, rows: int) -> dict:
+    more = {}
+    if any(block.cross for block in config.pattern):
+        valid = torch.arange(4)[None] < torch.arange(1, rows + 1)[:, None]
+        more["context"] = Seen(torch.randn(rows, 4, 5, dtype=torch.float64), valid)
+    if any(block.condition_width for block in config.pattern):
+        more["condition"] = torch.randn(rows, 6, dtype=torch.float64)
+    return more
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streams_and_reads_like_a_whole(name: str) -> None:
+    config = CONFIGS[name]
+    stack, more = build(config), extras(config, 3)
+    x = torch.randn(3, 11, 8, dtype=torch.float64)
+    tokens = Tokens(valid=torch.rand(3, 11) < 0.8, fresh=torch.rand(3, 11) < 0.2)
+    with torch.no_grad():
+        want = stack(x, tokens=tokens, **more).y
+        state, parts = stack.initial_state(3), []
+        for at in range(11):
+            part = Tokens(valid=tokens.valid[:, at : at + 1], fresh=tokens.fresh[:, at : at + 1])
+            y, state, _ = stack(x[:, at : at + 1], state, tokens=part, **more)
+            parts.append(y)
+        torch.testing.assert_close(torch.cat(parts, 1)[tokens.valid], want[tokens.valid])
+        for read in (slice(-1, None), slice(2, None, 3), slice(1, 4)):
+            torch.testing.assert_close(stack(x, tokens=tokens, read=read, **more).y, want[:, read])
+
+
+def test_the_pattern_repeats() -> None:
+    blocks = build(CONFIGS["alternating"]).layers()
+    assert [block.mixer.config.window for block in blocks] == [3, 0, 3]
+    assert [block.feed_forward is None for block in blocks] == [False, True, False]
+
+
+def test_every_parameter_takes_part() -> None:
+    for name, config in CONFIGS.items():
+        stack, more = build(config), extras(config, 2)
+        (stack(torch.randn(2, 5, 8, dtype=torch.float64), **more).y * torch.randn(2, 5, 8)).sum().backward()
+        idle = [
+            path
+            for path, parameter in stack.named_parameters()
+            if parameter.grad is None or not parameter.grad.abs().sum() > 1e-12
+        ]
+        assert idle == [], name
+
+
+def test_cross_attention_sees_only_what_exists() -> None:
+    stack = build(CONFIGS["cross"])
+    x, keys = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+    valid = torch.tensor([[True, True, False, False], [False] * 4])
+    want = stack(x, context=Seen(keys, valid)).y
+    garbage = torch.where(valid[..., None], keys, 1e3 * torch.randn_like(keys))
+    torch.testing.assert_close(stack(x, context=Seen(garbage, valid)).y, want)
+    torch.testing.assert_close(stack(x[:1], context=Seen(keys[:1, :2])).y, want[:1])
+    assert not torch.allclose(stack(x, context=Seen(-keys, valid)).y[0], want[0])
+    assert bool(want.isfinite().all())
+    grow = torch.randn(1, 2, 8, dtype=torch.float64)
+    torch.testing.assert_close(
+        stack(grow, context=Seen(keys[1:], valid[1:])).y, stack(grow, context=Seen(keys[:1], valid[1:])).y
+    )
+
+
+def test_adaptive_norms_start_silent() -> None:
+    torch.manual_seed(0)
+    stack = CONFIGS["adaptive"].build()
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(stack(x, condition=torch.randn(2, 6)).y, stack.norm(x))  # the gates are closed
+    changed = build(CONFIGS["adaptive"])
+    a, b = (changed(x.double(), condition=torch.randn(2, 6, dtype=torch.float64)).y for _ in range(2))
+    assert not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+def test_activations(activation) -> None:
+    mlp = MLPConfig(activation=activation, expansion=2).build(4)
+    x = torch.randn(3, 4)
+    function = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "silu": nn.SiLU()}[
+        activation
+    ]
+    torch.testing.assert_close(mlp(x), mlp.down(function(mlp.up(x))))
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    stack = StackConfig(width=64, num_layers=1, init_std=0.05).build()
+    for part in stack.modules():
+        if isinstance(part, nn.Linear):
+            assert abs(float(part.weight.detach().std()) - 0.05) < 0.002 and not part.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StackConfig(width=0), "width >= 1"),
+        (lambda: StackConfig(num_layers=0), "num_layers >= 1"),
+        (lambda: StackConfig(pattern=()), "a pattern"),
+        (
+            lambda: StackConfig(width=10, pattern=(BlockConfig(mixer=AttentionConfig(num_heads=3)),)).build(),
+            "num_heads must divide width",
+        ),
+        (
+            lambda: CrossAttentionConfig(num_heads=3).build(10),
+            "num_heads must divide width, got width=10 and num_heads=3",
+        ),
+    ],
+)
+def test_bad_settings_are_named(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
