@@ -1,0 +1,250 @@
+"""Decisions per second of the paper's Decision Transformer that re-reads its last 20 steps at every decision.
+
+Environments cost next to nothing: each answers with the next row of a table. Every loop is the library's own, environments
+included: foretoken's is `foretoken.evaluation.rollout`; d3rlpy's and Hugging Face's play one environment at a time, whatever
+their number. Below them stand the bare models, called on a whole batch of ready windows.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import floors
+from benchmarks.made import ACTION, OBSERVATION, SPEC, Data
+from benchmarks.report import Job, Table, skipped
+from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
+from benchmarks.training import LAYERS, LONGEST, WIDTH, huggingface_model, torchrl_actor
+from foretoken.envs.slots import Job as Episode
+from foretoken.evaluation.rollout import rollout
+from foretoken.systems.offline import decision_transformer
+
+CONTEXT, ASKED = 20, 3600.0
+_TABLE = np.random.default_rng(0).standard_normal((256, OBSERVATION), dtype=np.float32)
+
+
+class Table11(gymnasium.Env):
+    """Hopper's shape; never ends by itself. `clock`, where given, is told of every step."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION,), np.float32)
+
+    def __init__(self, clock: Callable[[int], object] | None = None) -> None:
+        self.at, self.clock = 0, clock
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.at = 0
+        return _TABLE[0], {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        if self.clock is not None:
+            self.clock(self.at)
+        return _TABLE[self.at % 256], 1.0, False, False, {}
+
+
+def run(data: Data, settings: Settings, *, full: bool) -> Job:
+    """1, 8 and 64 environments."""
+    return Job("Acting", __doc__ or "", [_table(number, settings) for number in (1, 8, 64)], skipped(_makers(1)))
+
+
+def _makers(number: int) -> list[Maker]:
+    return [
+        Maker(ours, (number,)),
+        Maker(d3rlpy, (number,), ("d3rlpy",)),
+        Maker(torchrl, (number,), ("torchrl", "transformers")),
+        Maker(huggingface, (number,), ("transformers",)),
+    ]
+
+
+def _table(number: int, settings: Settings) -> Table:
+    scores = compete(_makers(number), settings)
+    floor = floors.acting(number, CONTEXT)
+    note = (
+        f"Floor: {floor.flops / number / 1e6:.1f} MFLOP of matrix products per decision, the last layer for one token, at the "
+        f"{floor.rate / 1e9:.0f} GFLOP/s measured at their sizes."
+    )
+    name = f"{number} environment{'s' if number > 1 else ''}"
+    return Table(
+        name, scores, floor=floor.seconds / number, unit="decisions", target=6.0 if number == 64 else 0.0, note=note
+    )
+
+
+def ours(number: int) -> Iterator[Contestant]:
+    """`rollout` with the preset's policy. The clock runs from the tick at which every context is full."""
+    torch.manual_seed(0)
+    method = decision_transformer.paper().system.build(SPEC)
+
+    def turn(count: int) -> float:
+        times: dict[int, float] = {}
+        made: list[Table11] = []
+
+        def environment() -> Table11:
+            made.append(Table11(clock=lambda step: times.setdefault(step, now())) if not made else Table11())
+            return made[-1]
+
+        jobs = [Episode(i, target=ASKED) for i in range(number)]
+        rollout(method.policy, environment, jobs, spec=SPEC, seed=0, num_slots=number, max_steps=CONTEXT + count)
+        return times[CONTEXT + count] - times[CONTEXT]
+
+    yield Contestant("foretoken", turn, number, ours=True)
+
+
+def d3rlpy(number: int) -> Iterator[Contestant]:
+    from d3rlpy.algos import DecisionTransformerConfig
+    from d3rlpy.models import VectorEncoderFactory
+
+    encoder = VectorEncoderFactory([WIDTH], exclude_last_activation=True)
+    sizes = DecisionTransformerConfig(
+        context_size=CONTEXT, max_timestep=LONGEST, num_layers=LAYERS, num_heads=1, encoder_factory=encoder
+    )
+    algorithm = sizes.create()
+    algorithm.create_impl((OBSERVATION,), ACTION)
+    actor, environment = algorithm.as_stateful_wrapper(target_return=ASKED), Table11()
+    at: list[Any] = [environment.reset()[0], 0.0]
+
+    def decide() -> None:
+        if environment.at == LONGEST:
+            actor.reset()
+            at[:] = [environment.reset()[0], 0.0]
+        at[0], at[1], *_ = environment.step(actor.predict(*at))
+
+    for _ in range(CONTEXT):
+        decide()
+    yield Contestant("d3rlpy StatefulTransformerWrapper", calls(decide), note="one environment at a time")
+    network = algorithm.impl.modules.transformer.eval()
+    window = _window(number)
+    arguments = (
+        window["observation"],
+        window["action"],
+        window["return_to_go"],
+        window["timestep"],
+        torch.zeros(number, CONTEXT),
+    )
+    yield _bare("d3rlpy", number, lambda: network(*arguments))
+
+
+def huggingface(number: int) -> Iterator[Contestant]:
+    """The loop of its documentation: all steps so far are kept, the last 20 are read."""
+    model = huggingface_model(CONTEXT).eval()
+    environment = Table11()
+    kept: dict[str, Tensor] = {}
+
+    def begin() -> None:
+        observation = torch.from_numpy(environment.reset()[0])
+        kept["observation"] = observation.reshape(1, OBSERVATION)
+        kept["action"], kept["return_to_go"] = torch.zeros(1, ACTION), torch.full((1, 1), ASKED / 1000)
+        kept["timestep"] = torch.zeros(1, 1, dtype=torch.long)
+
+    @torch.no_grad()
+    def decide() -> None:
+        if environment.at == LONGEST - 1:
+            begin()
+        steps = {name: value[-CONTEXT:][None] for name, value in kept.items() if name != "timestep"}
+        timestep = kept["timestep"][:, -CONTEXT:]
+        short = CONTEXT - timestep.shape[1]
+        mask = torch.cat((torch.zeros(short), torch.ones(CONTEXT - short))).long()[None]
+        steps = {
+            name: torch.cat((torch.zeros(1, short, value.shape[-1]), value), dim=1) for name, value in steps.items()
+        }
+        timestep = torch.cat((torch.zeros(1, short, dtype=torch.long), timestep), dim=1)
+        _, actions, _ = model(
+            states=steps["observation"],
+            actions=steps["action"],
+            returns_to_go=steps["return_to_go"],
+            timesteps=timestep,
+            attention_mask=mask,
+            return_dict=False,
+        )
+        action = actions[0, -1]
+        kept["action"][-1] = action
+        observation, reward, *_ = environment.step(action.numpy())
+        kept["observation"] = torch.cat((kept["observation"], torch.from_numpy(observation).reshape(1, OBSERVATION)))
+        kept["action"] = torch.cat((kept["action"], torch.zeros(1, ACTION)))
+        kept["return_to_go"] = torch.cat((kept["return_to_go"], kept["return_to_go"][-1:] - reward / 1000))
+        kept["timestep"] = torch.cat((kept["timestep"], kept["timestep"][:, -1:] + 1), dim=1)
+
+    begin()
+    for _ in range(CONTEXT):
+        decide()
+    yield Contestant("Hugging Face, loop of its documentation", calls(decide), note="one environment at a time")
+    window = _window(number)
+    mask = torch.ones(number, CONTEXT, dtype=torch.long)
+    yield _bare(
+        "Hugging Face",
+        number,
+        lambda: model(
+            states=window["observation"],
+            actions=window["action"],
+            returns_to_go=window["return_to_go"],
+            timesteps=window["timestep"],
+            attention_mask=mask,
+            return_dict=False,
+        ),
+    )
+
+
+def torchrl(number: int) -> Iterator[Contestant]:
+    """Its transforms keep the window, its `rollout` plays; several environments are a SerialEnv, batched for the model."""
+    from torchrl.envs import (
+        CatFrames,
+        Compose,
+        GymWrapper,
+        SerialEnv,
+        TargetReturn,
+        TensorDictPrimer,
+        TransformedEnv,
+        UnsqueezeTransform,
+    )
+    from torchrl.modules import DecisionTransformerInferenceWrapper
+
+    names = ["observation", "action", "return_to_go"]
+    stacked = [f"{name}_cat" for name in names]
+    actor = torchrl_actor("_cat").eval()
+    policy = DecisionTransformerInferenceWrapper(actor, inference_context=CONTEXT)
+    policy.set_tensor_keys(**dict(zip(names, stacked, strict=True)), out_action="action")
+    base = SerialEnv(number, lambda: GymWrapper(Table11())) if number > 1 else GymWrapper(Table11())
+    environment = TransformedEnv(
+        base,
+        Compose(
+            TargetReturn(ASKED / 1000, out_keys=["return_to_go"]),
+            TensorDictPrimer(action=base.action_spec, expand_specs=False),
+            UnsqueezeTransform(-2, in_keys=names, out_keys=stacked),
+            CatFrames(N=CONTEXT, dim=-2, in_keys=stacked, padding="constant"),
+        ),
+    )
+
+    @torch.no_grad()
+    def turn(count: int) -> float:
+        began = now()
+        environment.rollout(count, policy, break_when_any_done=False)
+        return now() - began
+
+    turn(2)
+    note = "SerialEnv" if number > 1 else ""
+    yield Contestant("TorchRL rollout, DecisionTransformerInferenceWrapper", turn, number, note=note)
+    window = _window(number)
+    network = actor.get_submodule("module.0.module") if hasattr(actor, "get_submodule") else actor
+    yield _bare("TorchRL", number, lambda: network(window["observation"], window["action"], window["return_to_go"]))
+
+
+def _window(rows: int) -> dict[str, Tensor]:
+    return {
+        "observation": torch.randn(rows, CONTEXT, OBSERVATION),
+        "action": torch.rand(rows, CONTEXT, ACTION) * 2 - 1,
+        "return_to_go": torch.rand(rows, CONTEXT, 1),
+        "timestep": torch.arange(CONTEXT).repeat(rows, 1),
+    }
+
+
+def _bare(library: str, rows: int, forward: Callable[[], Any]) -> Contestant:
+    @torch.no_grad()
+    def turn(count: int) -> float:
+        return calls(forward)(count)
+
+    return Contestant(
+        f"{library}, bare model on ready windows", turn, rows, counts=False, note="no environments, no window kept"
+    )
