@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
+from foretoken.core.memory import keep_freed_memory
 from foretoken.core.method import Policy
 from foretoken.core.spec import Spec
 from foretoken.envs.collect import Totals
@@ -97,6 +98,7 @@ def rollout(
         keep_actions: keep every episode's actions in its result.
         on_episode: called with each result as its episode ends.
     """
+    keep_freed_memory()
     jobs = list(jobs)
     if not jobs:
         return []

@@ -77,6 +77,7 @@ class ConditionedCloning(Method):
         self.embed_condition = nn.Linear(self.condition.width, width) if self.condition else None
         self.embed_observation = config.observation.build(spec.observation, width)
         self.embed_time = config.time.build(width, config.context)
+        self.squash = nn.Tanh() if config.embedding_tanh else nn.Identity()
         self.norm = nn.LayerNorm(width) if config.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.head = config.head.build(spec.action, width)
@@ -110,13 +111,12 @@ class ConditionedCloning(Method):
             observation: (B, T, ...); previous_action: (B, T, ...), the action before each step.
             condition: (B, T, C) or None; timestep: (B, T) int64; valid: (B, T) bool.
         """
-        tanh = torch.tanh if self.config.embedding_tanh else nn.Identity()
         time = self.embed_time(timestep, valid)
         time_before = torch.cat((time[:, :1], time[:, :-1]), dim=1)  # the first previous action is hidden
-        parts = [tanh(self.embed_action(previous_action)) + time_before]
+        parts = [self.squash(self.embed_action(previous_action)) + time_before]
         if self.embed_condition is not None and condition is not None:
-            parts.append(tanh(self.embed_condition(condition)) + time)
-        parts.append(tanh(self.embed_observation(observation)) + time)
+            parts.append(self.squash(self.embed_condition(condition)) + time)
+        parts.append(self.squash(self.embed_observation(observation)) + time)
         known = valid & torch.cat((torch.zeros_like(valid[:, :1]), valid[:, :-1]), dim=1)
         exists = torch.stack([known] + [valid] * (self.group - 1), dim=2).flatten(1)
         x_BLD = self.dropout(self.norm(torch.stack(parts, dim=2).flatten(1, 2)))

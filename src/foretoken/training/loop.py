@@ -29,6 +29,7 @@ from torch import Tensor
 from foretoken.core.batch import Batch, Loss
 from foretoken.core.config import Config
 from foretoken.core.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
+from foretoken.core.memory import keep_freed_memory
 from foretoken.core.method import Method, Objective, Source
 from foretoken.training import checkpoint
 from foretoken.training.average import Average
@@ -178,6 +179,7 @@ def train(
         NonFiniteLoss: a loss or gradient was NaN or infinite; the batch was saved in `out`.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
+    keep_freed_memory()
     out = Path(out)
     if not resume and checkpoint.checkpoints(out):
         raise CheckpointError(
