@@ -265,7 +265,7 @@ def _describe(
         "spec": _spec_to_json(spec),
         "command": command or "python",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "data_returns": [round(float(value), 4) for value in returns[:100_000]],
+        "data_returns": returns[:100_000].tolist(),
         **surroundings(),
     }
 

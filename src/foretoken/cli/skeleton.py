@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from foretoken.core import Batch, Card, Config, Context, Decision, EpisodeStore, Loss, Method, Spec, State, Step, Window
 from foretoken.core.batch import masked_mean
 from foretoken.core.config import configures
+from foretoken.core.store import joint_statistics
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.nn.embed.observations import ObservationConfig
@@ -65,9 +66,9 @@ class MySystem(Method):
 
     def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
         """Takes the statistics of the data into buffers, so that a checkpoint is a whole policy."""
-        for store in stores.values():
-            self.embed.fit(store.statistics("observation"))
-            self.head.fit(store.statistics("action"))
+        if stores:
+            self.embed.fit(joint_statistics(stores, "observation"))
+            self.head.fit(joint_statistics(stores, "action"))
 
     def predict(self, observation: Any) -> Prediction:
         """Predictions for observations of any leading shape."""

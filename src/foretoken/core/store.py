@@ -1,6 +1,6 @@
 """EpisodeStore: what methods and samplers may ask of stored experience. `foretoken.data.store` implements it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,21 @@ class Statistics:
     std: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+def pooled(parts: Sequence[Statistics]) -> Statistics:
+    """The statistics of several sets of steps together, as exact as theirs."""
+    count = sum(part.count for part in parts)
+    mean = sum(part.mean * (part.count / count) for part in parts)
+    square = sum((part.std**2 + (part.mean - mean) ** 2) * (part.count / count) for part in parts)
+    low, high = np.min([part.low for part in parts], axis=0), np.max([part.high for part in parts], axis=0)
+    return Statistics(count, np.asarray(mean), np.sqrt(square), low, high)
+
+
+def joint_statistics(stores: Mapping[str, "EpisodeStore"], column: str) -> dict[str, Statistics]:
+    """Statistics of one column over all stores together, by leaf path; the stores have one spec."""
+    found = [store.statistics(column) for store in stores.values()]
+    return {path: pooled([part[path] for part in found]) for path in found[0]}
 
 
 class EpisodeStore(Protocol):

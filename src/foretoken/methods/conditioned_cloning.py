@@ -18,7 +18,7 @@ from foretoken.core.errors import ConfigError
 from foretoken.core.method import Context, Method
 from foretoken.core.spec import Dict, Spec, Window
 from foretoken.core.state import State
-from foretoken.core.store import EpisodeStore
+from foretoken.core.store import EpisodeStore, joint_statistics
 from foretoken.methods import history
 from foretoken.methods.conditions.return_to_go import ConditionConfig, ReturnToGoConfig
 from foretoken.nn.dropout import Dropout
@@ -88,9 +88,9 @@ class ConditionedCloning(Method):
         self.window = Window(length=config.context, columns=columns, anchor=config.anchor)
 
     def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
-        for store in stores.values():
-            self.embed_observation.fit(store.statistics("observation"))
-            actions = store.statistics("action")
+        if stores:
+            self.embed_observation.fit(joint_statistics(stores, "observation"))
+            actions = joint_statistics(stores, "action")
             self.embed_action.fit(actions)
             self.head.fit(actions)
         if self.condition is not None:
