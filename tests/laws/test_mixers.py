@@ -7,23 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from foretoken.core.config import Config
 from foretoken.nn import mixers
 from foretoken.nn.mixer import Mixed, MixerConfig
 from foretoken.nn.mixers.attention import Attention, AttentionConfig
 from foretoken.testing import check_mixer
 from foretoken.testing.mixers import LAWS, trial_of
-
-# settings beyond the default that take other paths through a mixer, by config class
-VARIANTS: dict[type[Config], list[MixerConfig]] = {
-    AttentionConfig: [
-        AttentionConfig(num_heads=3, window=5),
-        AttentionConfig(num_heads=2, positions="rotary", window=4, slack=3),
-        AttentionConfig(positions="rotary", capacity=6),
-        AttentionConfig(num_heads=4, capacity=5, slack=2, bias=False),
-        AttentionConfig(window=1),
-    ],
-}
 
 
 def discovered() -> list[MixerConfig]:
@@ -37,12 +25,12 @@ def discovered() -> list[MixerConfig]:
                 and kind.__module__ == module.__name__
                 and kind.owner is not None
             ):
-                found += [kind(), *VARIANTS.get(kind, [])]
+                found += [kind(), *(c for c in getattr(module, "VARIANTS", ()) if type(c) is kind)]
     return found
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("config", discovered(), ids=lambda config: str(config).replace("AttentionConfig", ""))
+@pytest.mark.parametrize("config", discovered(), ids=str)
 def test_mixer_law(config: MixerConfig, law: str) -> None:
     LAWS[law](trial_of(config, 12))
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Facts:
         takes_visibility: whether it accepts a `visible` function.
         max_context: tokens it can look back on, None when unbounded.
         state_bytes: bytes of float32 state per row.
+        parallel: how training goes over the tokens of a sequence: "full" (all at once), "chunk" (chunks in matrix products),
+            "scan" (an elementwise recurrence), "sequential" (one by one).
     """
 
     streaming: str = "exact"
@@ -66,6 +68,7 @@ class Facts:
     takes_visibility: bool = False
     max_context: int | None = None
     state_bytes: int = 0
+    parallel: Literal["full", "chunk", "scan", "sequential"] = "full"
 
 
 class Mixer(nn.Module, ABC):

@@ -284,3 +284,12 @@ def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
             parts.append(sum(w * value for w, value in zip(weights / weights.sum(), values, strict=True)))
         outputs.append(mixer.out(torch.cat(parts)))
     return torch.stack(outputs)
+
+
+VARIANTS = (  # settings that take other paths, for the laws
+    AttentionConfig(num_heads=3, window=5),
+    AttentionConfig(num_heads=2, positions="rotary", window=4, slack=3),
+    AttentionConfig(positions="rotary", capacity=6),
+    AttentionConfig(num_heads=4, capacity=5, slack=2, bias=False),
+    AttentionConfig(window=1),
+)

@@ -1,0 +1,383 @@
+"""Recurrences over tokens, each by several engines with one result: step by step, by scanning, or by chunks.
+
+    linear_scan     h_t = a_t h_(t-1) + b_t                                            elementwise, real or complex
+    decayed         S_t = a_t S_(t-1) + k_t v_t^T,                  y_t = S_t^T q_t    one decay per head (SSD, linear attention)
+    delta_rule      S_t = a_t (I - beta_t k_t k_t^T) S_(t-1) + beta_t k_t v_t^T,  y_t = S_t^T q_t
+    exponential     S_t = e^f S_(t-1) + e^i k_t v_t^T  with the running maximum of the exponents taken out (mLSTM, softmax)
+
+`valid` and `fresh` (B, L) are those of `Tokens`: a padded token passes the state on, a fresh one clears it first. Everything
+here runs in float32 or better whatever the precision around it; decays come as logarithms <= 0, and no cumulative product is
+ever divided by. Engines agree to rounding; "auto" picks by sizes alone, so that the same run takes the same path on every day.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from foretoken.core.errors import ConfigError
+
+ScanEngine = Literal["auto", "sequential", "associative", "chunked"]
+ChunkEngine = Literal["auto", "sequential", "chunked"]
+
+NEVER = -1e30
+"""The running maximum of exponents of a memory that has seen nothing; finite, so that differences stay finite."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that states, decays and normalisers of inputs of `dtype` are kept in: float32 or better."""
+    return dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a function outside autocast with its floating tensors in `wide` dtypes."""
+
+    def widen(value: Any) -> Any:
+        return value.to(wide(value.dtype)) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(value for value in args if isinstance(value, Tensor)).device.type
+        with torch.autocast(device, enabled=False):
+            return function(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
+
+    return run
+
+
+def passed(a: Tensor, b: Tensor, valid: Tensor | None = None, fresh: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The factors of `linear_scan` with padding passing the state on and memory beginning where it is fresh."""
+
+    def like(mask: Tensor, x: Tensor) -> Tensor:
+        return mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
+
+    if valid is not None:
+        a, b = torch.where(like(valid, a), a, 1), torch.where(like(valid, b), b, 0)
+    if fresh is not None:
+        a = torch.where(like(fresh, a), 0, a)
+    return a, b
+
+
+# -- h_t = a_t h_(t-1) + b_t
+
+
+@in_full_precision
+def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None, *, engine: ScanEngine = "auto") -> Tensor:
+    """All h_t of h_t = a_t h_(t-1) + b_t.
+
+    Args:
+        a, b: (B, L, ...), of shapes that broadcast; complex allowed.
+        start: (B, ...) h before the first token; zeros by default.
+        engine: how; see `scan_engine` for what "auto" takes.
+
+    Returns:
+        (B, L, ...) in the broadcast shape.
+    """
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    if start is not None:
+        dtype = torch.promote_types(dtype, start.dtype)
+    a, b = a.to(dtype), b.to(dtype)
+    if shape[1] == 1:  # one step while streaming
+        return b.expand(shape) if start is None else b + a * start.to(dtype)[:, None]
+    if start is not None:
+        first = (b[:, :1] + a[:, :1] * start.to(dtype)[:, None]).expand(-1, 1, *shape[2:])
+        b = torch.cat((first, b[:, 1:].expand(-1, -1, *shape[2:])), dim=1)
+    if engine == "auto":
+        engine = scan_engine(shape)
+    return _Scan.apply(a.expand(shape), b.expand(shape), engine)
+
+
+def scan_engine(shape: torch.Size) -> ScanEngine:
+    """What "auto" takes: steps large enough to fill a core go one by one, smaller ones in chunks side by side."""
+    length, volume = shape[1], shape.numel() // max(1, shape[1])
+    return "sequential" if length < 16 or volume >= 8192 else "chunked"
+
+
+class _Scan(torch.autograd.Function):
+    """The gradient of a scan is a scan backwards: g_t = y_t + conj(a_(t+1)) g_(t+1), db_t = g_t, da_t = g_t conj(h_(t-1))."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, engine: str) -> Tensor:
+        h = _ENGINES[engine](a, b)
+        ctx.save_for_backward(a, h)
+        ctx.engine = engine
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        a, h = ctx.saved_tensors
+        back = torch.cat((torch.zeros_like(a[:, :1]), a[:, 1:].conj().flip(1)), dim=1)
+        g = _ENGINES[ctx.engine](back, gradients[0].flip(1)).flip(1)
+        if not ctx.needs_input_grad[0]:
+            return None, g, None
+        da = torch.zeros_like(g)
+        torch.mul(g[:, 1:], h[:, :-1].conj(), out=da[:, 1:])
+        return da, g, None
+
+
+def _sequential(a: Tensor, b: Tensor) -> Tensor:
+    h = b.clone(memory_format=torch.contiguous_format)
+    for before, at, after in zip(h.unbind(1), a.unbind(1)[1:], h.unbind(1)[1:], strict=False):
+        after.addcmul_(at, before)
+    return h
+
+
+def _associative(a: Tensor, b: Tensor) -> Tensor:
+    """Log-depth: (a1, b1) then (a2, b2) is (a2 a1, a2 b1 + b2)."""
+    distance = 1
+    while distance < b.shape[1]:
+        b = torch.cat((b[:, :distance], torch.addcmul(b[:, distance:], a[:, distance:], b[:, :-distance])), dim=1)
+        a = torch.cat((a[:, :distance], a[:, distance:] * a[:, :-distance]), dim=1)
+        distance *= 2
+    return b.contiguous()
+
+
+def _chunked(a: Tensor, b: Tensor) -> Tensor:
+    """Chunks of about sqrt(L) tokens side by side, then one pass that hands the ends on."""
+    length = b.shape[1]
+    size = max(1, round(length**0.5))
+    count = -(-length // size)
+    if count * size != length:
+        missing = count * size - length
+        a, b = (torch.cat((x, x.new_zeros(x.shape[0], missing, *x.shape[2:])), dim=1) for x in (a, b))
+    a, h = a.unflatten(1, (count, size)), b.unflatten(1, (count, size)).clone()
+    whole = a.clone(memory_format=torch.contiguous_format)
+    for j in range(1, size):
+        h[:, :, j].addcmul_(a[:, :, j], h[:, :, j - 1])
+        whole[:, :, j].mul_(whole[:, :, j - 1])
+    for i in range(1, count):
+        h[:, i].addcmul_(whole[:, i], h[:, i - 1, -1:])
+    return h.flatten(1, 2)[:, :length]
+
+
+_ENGINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sequential": _sequential,
+    "associative": _associative,
+    "chunked": _chunked,
+}
+
+
+# -- matrix states: (B, H, N, E), q and k (B, L, H, N), v (B, L, H, E), gates (B, L, H)
+
+
+class _Chunks:
+    """A sequence cut in chunks: everything per token as (B, H, n, C, ...), padded at the end with tokens that do nothing."""
+
+    def __init__(self, length: int, chunk: int, valid: Tensor | None, fresh: Tensor | None) -> None:
+        self.length, self.size = length, min(chunk, length)
+        self.count = -(-length // self.size)
+        self.missing = self.count * self.size - length
+        self.valid, self.fresh = valid, fresh
+
+    def cut(self, x_BLHX: Tensor, masked: bool = False) -> Tensor:
+        """(B, L, H, ...) -> (B, H, n, C, ...); `masked` zeroes padded tokens."""
+        if masked and self.valid is not None:
+            x_BLHX = torch.where(self.valid.reshape(*self.valid.shape, *[1] * (x_BLHX.dim() - 2)), x_BLHX, 0)
+        if self.missing:
+            x_BLHX = F.pad(x_BLHX, (0, 0) * (x_BLHX.dim() - 2) + (0, self.missing))
+        return x_BLHX.unflatten(1, (self.count, self.size)).movedim(3, 1)
+
+    def join(self, y_BHnCE: Tensor) -> Tensor:
+        """(B, H, n, C, E) -> (B, L, H, E)."""
+        return y_BHnCE.movedim(1, 3).flatten(1, 2)[:, : self.length]
+
+    def memories(self, like: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Same memory and not later (1 or B, 1, n or 1, C, C); still the memory of the chunk's start; still that of its end."""
+        causal = torch.ones(self.size, self.size, dtype=torch.bool, device=like.device).tril()
+        if self.fresh is None:
+            return causal[None, None, None], None, None
+        marks = F.pad(self.fresh, (0, self.missing)).unflatten(1, (self.count, self.size))
+        memory = marks.cumsum(-1)[:, None]
+        same = (memory[..., :, None] == memory[..., None, :]) & causal
+        return same, memory == 0, memory == memory[..., -1:]
+
+
+def _decays(chunks: _Chunks, log_decay: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Decay from key to query (.., C, C), from the chunk's start to each token, from each token to the chunk's end; None = 1."""
+    same, of_start, of_end = chunks.memories(like)
+    if log_decay is None:
+        start, end = (None if part is None else part.to(like.dtype) for part in (of_start, of_end))
+        return same.to(like.dtype), start, end
+    total = chunks.cut(log_decay, masked=True).cumsum(-1)
+    within = torch.where(same, total[..., :, None] - total[..., None, :], float("-inf")).exp()
+    start, end = total.exp(), (total[..., -1:] - total).exp()
+    return within, start if of_start is None else start * of_start, end if of_end is None else end * of_end
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor[..., None]
+
+
+def _begin(state: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
+    return k.new_zeros(k.shape[0], k.shape[2], k.shape[3], v.shape[3]) if state is None else state
+
+
+def _cleared(state: Tensor, fresh: Tensor | None, t: int) -> Tensor:
+    return state if fresh is None else torch.where(fresh[:, t].reshape(-1, *[1] * (state.dim() - 1)), 0, state)
+
+
+def _kept(new: Tensor, old: Tensor, valid: Tensor | None, t: int) -> Tensor:
+    return new if valid is None else torch.where(valid[:, t].reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _stepwise(engine: ChunkEngine, length: int) -> bool:
+    if engine not in ("auto", "sequential", "chunked"):
+        raise ConfigError(f'engine must be "auto", "sequential" or "chunked", got {engine!r}')
+    return length == 1 or engine == "sequential"
+
+
+@in_full_precision
+def decayed(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, *, state: Tensor | None = None,
+    valid: Tensor | None = None, fresh: Tensor | None = None, chunk: int = 64, engine: ChunkEngine = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """S_t = a_t S_(t-1) + k_t v_t^T and y_t = S_t^T q_t, with a = exp(log_decay) per head (1 where None).
+
+    Args:
+        q, k: (B, L, H, N); v: (B, L, H, E); log_decay: (B, L, H), <= 0; state: (B, H, N, E), zeros by default.
+        valid, fresh: (B, L) bool.
+        chunk: tokens that are handled as one matrix product.
+
+    Returns:
+        y (B, L, H, E), of no meaning at padded tokens, and the state after the last token.
+    """
+    S = _begin(state, k, v)
+    if _stepwise(engine, q.shape[1]):
+        outputs = []
+        for t in range(q.shape[1]):
+            before = S = _cleared(S, fresh, t)
+            if log_decay is not None:
+                S = S * log_decay[:, t, :, None, None].exp()
+            S = _kept(S + k[:, t, :, :, None] * v[:, t, :, None, :], before, valid, t)
+            outputs.append((q[:, t, :, None, :] @ S).squeeze(-2))
+        return torch.stack(outputs, 1), S
+    chunks = _Chunks(q.shape[1], chunk, valid, fresh)
+    q, k, v = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v)
+    within, from_start, to_end = _decays(chunks, log_decay, q)
+    y = ((q @ k.transpose(-1, -2)) * within) @ v
+    added = _times(k, to_end).transpose(-1, -2) @ v
+    starts, S = _hand_on(added, None if from_start is None else from_start[..., -1], S)
+    return chunks.join(y + _times(q, from_start) @ starts), S
+
+
+def _hand_on(added: Tensor, decay: Tensor | None, S: Tensor) -> tuple[Tensor, Tensor]:
+    """The states before each chunk (B, H, n, N, E) and after the last one."""
+    factors = torch.ones_like(added[:, :, :, :1, :1]) if decay is None else decay[..., None, None]
+    factors = factors.expand(*added.shape[:3], 1, 1)
+    after = linear_scan(factors.movedim(2, 1), added.movedim(2, 1), S).movedim(1, 2)
+    return torch.cat((S[:, :, None], after[:, :, :-1]), dim=2), after[:, :, -1]
+
+
+@in_full_precision
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, *, state: Tensor | None = None,
+    valid: Tensor | None = None, fresh: Tensor | None = None, chunk: int = 32, engine: ChunkEngine = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """S_t = a_t (I - beta_t k_t k_t^T) S_(t-1) + beta_t k_t v_t^T and y_t = S_t^T q_t.
+
+    Yang et al. 2024 (arXiv 2406.06484), and with decay Yang et al. 2025 (arXiv 2412.06464). Inside a chunk the corrections
+    u_t = beta_t (v_t - a_t S_(t-1)^T k_t) solve one triangular system.
+
+    Args:
+        q, k: (B, L, H, N), k of norm about 1; v: (B, L, H, E); beta: (B, L, H) in [0, 2]; log_decay: (B, L, H), <= 0.
+        state, valid, fresh, chunk: as in `decayed`.
+
+    Returns:
+        y (B, L, H, E), of no meaning at padded tokens, and the state after the last token.
+    """
+    S = _begin(state, k, v)
+    if _stepwise(engine, q.shape[1]):
+        outputs = []
+        for t in range(q.shape[1]):
+            before = S = _cleared(S, fresh, t)
+            if log_decay is not None:
+                S = S * log_decay[:, t, :, None, None].exp()
+            u = beta[:, t, :, None, None] * (v[:, t, :, None, :] - k[:, t, :, None, :] @ S)
+            S = _kept(S + k[:, t, :, :, None] * u, before, valid, t)
+            outputs.append((q[:, t, :, None, :] @ S).squeeze(-2))
+        return torch.stack(outputs, 1), S
+    chunks = _Chunks(q.shape[1], chunk, valid, fresh)
+    q, k, v, beta = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v), chunks.cut(beta, masked=True)
+    within, from_start, to_end = _decays(chunks, log_decay, q)
+    system = torch.tril((k * beta[..., None]) @ k.transpose(-1, -2) * within, -1)
+    right = torch.cat((v, _times(k, from_start)), dim=-1) * beta[..., None]
+    system = system + torch.eye(chunks.size, dtype=system.dtype, device=system.device)
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    own, of_state = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
+    late = _times(k, to_end).transpose(-1, -2)
+    scores, early = (q @ k.transpose(-1, -2)) * within, _times(q, from_start)
+    outputs = []
+    for i in range(chunks.count):
+        u = own[:, :, i] - of_state[:, :, i] @ S
+        outputs.append(scores[:, :, i] @ u + early[:, :, i] @ S)
+        S = late[:, :, i] @ u + (S if from_start is None else S * from_start[:, :, i, -1, None, None])
+    return chunks.join(torch.stack(outputs, 2)), S
+
+
+@in_full_precision
+def exponential(
+    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor | None = None, *,
+    state: tuple[Tensor, Tensor] | None = None, valid: Tensor | None = None, fresh: Tensor | None = None,
+    chunk: int = 64, engine: ChunkEngine = "auto",
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    """S_t = e^f_t S_(t-1) + e^i_t k_t v_t^T and y_t = S_t^T q_t, all divided by e^m_t, m_t the largest exponent so far.
+
+    What is wanted must not depend on m: a ratio of two columns of y, or y over max(., e^-m). m carries no gradient.
+
+    Args:
+        q, k: (B, L, H, N); v: (B, L, H, E); log_input i: (B, L, H), any size; log_forget f: (B, L, H), <= 0, 0 where None.
+        state: S e^-m (B, H, N, E) and m (B, H); zeros and `NEVER` by default.
+        valid, fresh, chunk: as in `decayed`.
+
+    Returns:
+        y e^-m (B, L, H, E) and m (B, L, H), of no meaning at padded tokens, and the state after the last token.
+    """
+    S, m = (_begin(None, k, v), k.new_full((k.shape[0], k.shape[2]), NEVER)) if state is None else state
+    if _stepwise(engine, q.shape[1]):
+        outputs, maxima = [], []
+        for t in range(q.shape[1]):
+            S, m = _cleared(S, fresh, t), m if fresh is None else torch.where(fresh[:, t, None], NEVER, m)
+            f, i = torch.zeros_like(m) if log_forget is None else log_forget[:, t], log_input[:, t]
+            top = torch.maximum(f + m, i).detach()
+            new = S * (f + m - top).exp()[..., None, None] + (i - top).exp()[..., None, None] * (
+                k[:, t, :, :, None] * v[:, t, :, None, :]
+            )
+            S, m = _kept(new, S, valid, t), _kept(top, m, valid, t)
+            outputs.append((q[:, t, :, None, :] @ S).squeeze(-2))
+            maxima.append(m)
+        return torch.stack(outputs, 1), torch.stack(maxima, 1), (S, m)
+    chunks = _Chunks(q.shape[1], chunk, valid, fresh)
+    exists = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if valid is None else valid
+    exists = chunks.cut(exists[:, :, None])
+    q, k, v, i = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v), chunks.cut(log_input, masked=True)
+    same, of_start, of_end = chunks.memories(q)
+    total = torch.zeros_like(i) if log_forget is None else chunks.cut(log_forget, masked=True).cumsum(-1)
+    never = torch.full((), NEVER, dtype=i.dtype, device=i.device)
+    exponent = torch.where(
+        same & exists[..., None, :], total[..., :, None] - total[..., None, :] + i[..., None, :], never
+    )
+    largest = exponent.amax(-1).detach()
+    late = torch.where(exists if of_end is None else exists & of_end, total[..., -1:] - total + i, never)
+    scores = q @ k.transpose(-1, -2)
+    outputs, maxima = [], []
+    for c in range(chunks.count):
+        carried = total[:, :, c] + m[..., None]
+        if of_start is not None:
+            carried = torch.where(of_start[:, :, c], carried, never)
+        top = torch.maximum(carried, largest[:, :, c]).detach()
+        weights = (exponent[:, :, c] - top[..., None]).exp() * (exponent[:, :, c] > NEVER / 2)
+        old = (carried - top).exp() * (carried > NEVER / 2)
+        outputs.append((scores[:, :, c] * weights) @ v[:, :, c] + (q[:, :, c] * old[..., None]) @ S)
+        maxima.append(top)
+        end = top[..., -1]
+        gain = (late[:, :, c] - end[..., None]).exp() * (late[:, :, c] > NEVER / 2)
+        S = S * old[..., -1, None, None] + (k[:, :, c] * gain[..., None]).transpose(-1, -2) @ v[:, :, c]
+        m = end
+    y, m_all = torch.stack(outputs, 2), torch.stack(maxima, 2)
+    return chunks.join(y), chunks.join(m_all[..., None]).squeeze(-1), (S, m)
