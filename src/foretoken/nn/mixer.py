@@ -8,16 +8,18 @@ continuation is alive at a time; `core.state.gather` branches.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from foretoken.core.config import Config
 from foretoken.core.state import State
+
+Made = TypeVar("Made")
 
 
 class Tokens(NamedTuple):
@@ -26,7 +28,8 @@ class Tokens(NamedTuple):
     valid: the token exists; a padded token changes no state, is seen by nobody, and its output is zero (default: all).
     fresh: memory begins here, cleared before the token is consumed (default: nowhere but at a new state).
     step: the environment step it belongs to; group: which kind of token of the step it is; position: the position that
-    position encodings see (default: valid tokens since the state began).
+    position encodings see (default: valid tokens since memory began).
+    shared: where the layers of one call keep what they all need, by key; see `once`. None computes it anew.
     """
 
     valid: Tensor | None = None
@@ -34,6 +37,15 @@ class Tokens(NamedTuple):
     step: Tensor | None = None
     group: Tensor | None = None
     position: Tensor | None = None
+    shared: dict[Hashable, Any] | None = None
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """`make()`, or what an earlier layer of the same call made under the same key."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]  # type: ignore[no-any-return]
 
 
 class Mixed(NamedTuple):

@@ -66,30 +66,28 @@ class Attention(Mixer):
         self.config, self.width, self.visible = config, width, visible
         self.qkv = nn.Linear(width, 3 * width, bias=config.bias)
         self.out = nn.Linear(width, width, bias=config.bias)
-        self.slots = (config.window or config.capacity) + config.slack
+        self.reach = config.window or config.capacity
+        self.slots = self.reach + config.slack
         self.facts = Facts(
             streaming="exact" if config.window else "within_window",
             takes_visibility=True,
-            max_context=config.window or config.capacity,
-            state_bytes=self.slots * (8 * width + 5 * 8) + 3 * 8,
+            max_context=self.reach,
+            state_bytes=self.slots * 8 * (width + (3 if visible else 0)) + 2 * 8,
         )
 
     def initial_state(self, rows: int) -> State:
         weight = self.qkv.weight
         cache = (rows, self.slots, self.config.num_heads, self.width // self.config.num_heads)
-        absent = torch.full((rows, self.slots), -1, device=weight.device)
-        return {
-            "keys": weight.new_zeros(cache),
+        state = {
+            "keys": weight.new_zeros(cache),  # the token of clock c lies at slot c mod S
             "values": weight.new_zeros(cache),
-            "clock": absent,  # (B, S) when each kept token came, in valid tokens since the state began; -1 = empty
-            "memory": absent.clone(),  # (B, S) which memory it belongs to
-            "step": absent.clone(),
-            "group": absent.clone(),
-            "position": absent.clone(),
             "count": weight.new_zeros(rows, dtype=torch.int64),  # valid tokens since the state began
             "born": weight.new_zeros(rows, dtype=torch.int64),  # the count at which the present memory began
-            "current": weight.new_zeros(rows, dtype=torch.int64),  # number of the present memory
         }
+        if self.visible is not None:  # what a rule of visibility may ask of kept tokens
+            told = weight.new_zeros(rows, self.slots, dtype=torch.int64)
+            state |= {"step": told, "group": told.clone(), "position": told.clone()}
+        return state
 
     def forward(
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
@@ -105,112 +103,117 @@ class Attention(Mixer):
             q = q.unflatten(-1, heads[2:])
             kv = F.linear(x_BLD, self.qkv.weight[rest], None if bias is None else bias[rest])
             k, v = (part.view(heads) for part in kv.chunk(2, dim=-1))
-        new, born = _describe(tokens, x_BLD, state)
+        new = tokens.once(("told", state is None), lambda: _tell(tokens, x_BLD, state))
         if self.config.positions == "rotary":
-            q = _rotate(q, _at(new.position, read), self.config.rotary_base)
-            k = _rotate(k, new.position, self.config.rotary_base)
-        query = _Kept(*(_at(part, read) for part in new))
+            key = ("rotary", state is None, heads[-1], self.config.rotary_base, x_BLD.dtype)
+            turn = tokens.once(key, lambda: _turn(new.position, heads[-1], self.config.rotary_base, q.dtype))
+            q, k = _rotate(q, *(_at(part, read) for part in turn)), _rotate(k, *turn)
         if state is None:
-            y_BLHE = self._attend(q, k, v, self._mask(query, new, tokens, own=read or slice(None)))
+            y_BLHE = self._attend(q, k, v, self._whole_mask(new, tokens, read, q.dtype))
         else:
-            y_BLHE, state = self._stream(q, k, v, query, new, {**state, "born": born})
+            y_BLHE, state = self._stream(q, k, v, new, tokens, read, state)
         y_BLD = self.out(y_BLHE.flatten(2))
         if tokens.valid is not None:
-            y_BLD = y_BLD * query.valid[..., None]
+            y_BLD = y_BLD * _at(tokens.valid, read)[..., None]
         return Mixed(y_BLD, state)
 
-    def _mask(self, query: "_Kept", key: "_Kept", tokens: Tokens | None, own: slice | None = None) -> Tensor | None:
-        """(B, Lq, Lk) bool, or None for plain causal order over the whole sequence.
-
-        `own` says where the queries lie among the keys when a whole sequence is read; while streaming it is None, and
-        tokens see back as far as the ring is sure to reach, however the stream is cut.
-        """
-        plain = tokens is not None and tokens.valid is None and tokens.fresh is None
-        if plain and not self.config.window and self.visible is None and query.clock.shape == key.clock.shape:
-            return None
-        seen = key.valid[:, None, :] & (key.memory[:, None, :] == query.memory[:, :, None])
-        age = query.clock[:, :, None] - key.clock[:, None, :]
-        if self.visible is None:
-            seen = seen & (age >= 0)
-        else:
-            seen = seen & self.visible(query.tokens(), key.tokens())
-        reach = self.config.window or (0 if own is not None else self.config.capacity)
-        if reach:
-            seen = seen & (age < reach)
-        if own is not None:  # a padded query sees itself, so that its softmax is finite
-            itself = torch.eye(key.clock.shape[1], dtype=torch.bool, device=seen.device)[own]
-            seen = seen | (itself & ~query.valid[:, :, None])
-        return seen
-
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention; `mask` (B, 1, Lq, Lk) is added to the scores, None is plain causal order."""
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if not (self.training and self.config.dropout):
-            y = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None], is_causal=mask is None)
-            return y.transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()[None]
-        scores = scores.masked_fill(~mask[:, None], float("-inf"))
-        weights = dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype), self.config.dropout, True)
-        return (weights @ v).transpose(1, 2)
+            mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu_(1)
+        weights = (scores + mask).softmax(-1, dtype=torch.float32).to(v.dtype)
+        return (dropout(weights, self.config.dropout, True) @ v).transpose(1, 2)
+
+    def _whole_mask(self, new: "_Told", tokens: Tokens, read: slice | None, dtype: torch.dtype) -> Tensor | None:
+        """For a whole sequence: None where plain causal order will do."""
+        plain = tokens.valid is None and tokens.fresh is None and read is None
+        if plain and not self.config.window and self.visible is None:
+            return None
+
+        def make() -> Tensor:
+            query = new.at(read)
+            seen = self._seen(query, new, self.config.window)
+            if tokens.valid is not None:  # a padded query sees itself, so that its softmax is finite
+                itself = torch.eye(new.clock.shape[1], dtype=torch.bool, device=seen.device)
+                seen = seen | (_at(itself, read, 0) & ~query.valid[:, :, None])
+            return _added(seen, dtype)
+
+        return tokens.once(("whole", self.config.window, self.visible, str(read), dtype), make)
+
+    def _seen(self, query: "_Told", key: "_Told", reach: int) -> Tensor:
+        """(B, Lq, Lk) bool: same memory, near enough, and not later or as `visible` says. Memories are told apart by clocks."""
+        at, clock = query.clock[:, :, None], key.clock[:, None, :]
+        seen = key.valid[:, None, :] & (clock >= query.born[:, :, None])
+        if reach:
+            seen = seen & (clock > at - reach)
+        if self.visible is None:
+            return seen & (clock <= at)
+        return seen & (key.born[:, None, :] <= query.born[:, :, None]) & self.visible(query.tokens(), key.tokens())
 
     def _stream(
-        self, q: Tensor, k: Tensor, v: Tensor, query: "_Kept", new: "_Kept", state: State
+        self, q: Tensor, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, read: slice | None, state: State
     ) -> tuple[Tensor, State]:
-        length, reach = k.shape[1], self.config.window or self.config.capacity
-        if may_write_in_place() and length <= self.slots - reach + 1 and not self.config.slack:
-            state = self._write(k, v, new, state)  # what the new tokens push out is out of everybody's reach
-            mask = self._mask(query, self._kept(state), None)
-            return self._attend(q, state["keys"], state["values"], self._guard(mask)), state
-        old = self._kept(state)
-        both = _Kept(*(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True)))
-        mask = self._guard(self._mask(query, both, None))
+        # Tokens see back as far as the ring is sure to reach, however the stream is cut.
+        key = ("ring", self.reach, self.slots, self.visible, str(read), q.dtype)
+        known = self.visible is None or tokens.fresh is None  # else memories must be told apart by more than clocks
+        if known and may_write_in_place() and k.shape[1] <= self.config.slack + 1:
+            after = self._write(k, v, new, tokens, state)  # what the new tokens push out is out of everybody's reach
+            mask = tokens.once(key, lambda: self._ring_mask(new.at(read), self._held(after), tokens, q.dtype))
+            return self._attend(q, after["keys"], after["values"], mask), after
+        both = self._held(state).then(new)
+        mask = tokens.once(key, lambda: self._ring_mask(new.at(read), both, tokens, q.dtype))
         y = self._attend(q, torch.cat((state["keys"], k), 1), torch.cat((state["values"], v), 1), mask)
-        return y, self._write(k, v, new, state)
+        return y, self._write(k, v, new, tokens, state)
 
-    @staticmethod
-    def _guard(mask: Tensor | None) -> Tensor:
-        assert mask is not None
-        return mask | ~mask.any(-1, keepdim=True)  # a query that sees nobody is padding; its output is dropped
+    def _ring_mask(self, query: "_Told", key: "_Told", tokens: Tokens, dtype: torch.dtype) -> Tensor:
+        seen = self._seen(query, key, self.reach)
+        if tokens.valid is not None:
+            seen = seen | ~seen.any(-1, keepdim=True)  # a query that sees nobody is padding; its output is dropped
+        return _added(seen, dtype)
 
-    def _kept(self, state: State) -> "_Kept":
-        """The ring's tokens; those at or past the row's own count were written by a continuation that was dropped."""
-        memory, clock = state["memory"], state["clock"]
-        valid = (clock >= 0) & (clock < state["count"][:, None]) & (memory == state["current"][:, None])
-        return _Kept(valid, memory, clock, state["step"], state["group"], state["position"])
+    def _held(self, state: State) -> "_Told":
+        """The ring's tokens: slot s holds the latest clock of the state that is s modulo S; below zero there was none.
 
-    def _write(self, k: Tensor, v: Tensor, new: "_Kept", state: State) -> State:
-        """The last `slots` valid tokens of each row, at slots counted per row.
-
-        Tokens of memories that ended are written too: they overwrite what a dropped continuation left in their slots.
+        What a dropped continuation wrote lies where tokens out of reach would be.
         """
-        count, current = new.clock[:, -1] + 1, new.memory[:, -1]
-        kept = new.valid & (new.clock >= count[:, None] - self.slots)
-        rows, columns = kept.nonzero(as_tuple=True)
-        slots = new.clock[rows, columns] % self.slots
-        fields = {
-            "keys": k,
-            "values": v,
-            "clock": new.clock,
-            "memory": new.memory,
-            "step": new.step,
-            "group": new.group,
-            "position": new.position,
-        }
-        inside = may_write_in_place()
+        last = state["count"][:, None] - 1
+        clock = last - (last - torch.arange(self.slots, device=last.device)) % self.slots
+        step, group, position = (state.get(name, clock) for name in ("step", "group", "position"))
+        return _Told(clock >= 0, clock, torch.zeros_like(clock), step, group, position)
+
+    def _write(self, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, state: State) -> State:
+        """The last `slots` valid tokens of each row, at slots counted per row."""
+
+        def make() -> tuple[Tensor, Tensor, Tensor | None]:
+            if tokens.valid is None:
+                clock = new.clock[:, -self.slots :]
+                return torch.arange(len(clock), device=clock.device)[:, None], clock % self.slots, None
+            kept = new.valid & (new.clock > new.clock[:, -1:] - self.slots)
+            rows, columns = kept.nonzero(as_tuple=True)
+            return rows, new.clock[rows, columns] % self.slots, columns
+
+        rows, slots, columns = tokens.once(("slots", self.slots), make)
+        fields = {"keys": k, "values": v}
+        if self.visible is not None:
+            fields |= {"step": new.step, "group": new.group, "position": new.position}
         written = {}
         for name, values in fields.items():
-            put = state[name].index_put_ if inside else state[name].index_put
-            written[name] = put((rows, slots), values[rows, columns].to(state[name].dtype))
-        return {**written, "count": count, "born": state["born"], "current": current}
+            put = state[name].index_put_ if may_write_in_place() else state[name].index_put
+            picked = values[:, -self.slots :] if columns is None else values[rows, columns]
+            written[name] = put((rows, slots), picked.to(state[name].dtype))
+        return {**state, **written, "count": new.clock[:, -1] + 1, "born": new.born[:, -1]}
 
 
-class _Kept(NamedTuple):
+class _Told(NamedTuple):
     """What attention knows of each token, all (B, L)."""
 
     valid: Tensor
-    memory: Tensor  # the number of the memory it belongs to
     clock: Tensor  # valid tokens before it since the state began
+    born: Tensor  # the clock at which its memory began
     step: Tensor
     group: Tensor
     position: Tensor
@@ -218,41 +221,49 @@ class _Kept(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(valid=self.valid, step=self.step, group=self.group, position=self.position)
 
+    def at(self, read: slice | None) -> "_Told":
+        return self if read is None else _Told(*(part[:, read] for part in self))
 
-def _at(part: Tensor, read: slice | None) -> Tensor:
-    return part if read is None else part[:, read]
+    def then(self, new: "_Told") -> "_Told":
+        return _Told(*(torch.cat(pair, dim=1) for pair in zip(self, new, strict=True)))
 
 
-def _describe(tokens: Tokens, x_BLD: Tensor, state: State | None) -> tuple[_Kept, Tensor]:
-    """What each token is, and at which count of valid tokens the memory of the last one began, (B,)."""
-    shape, device = x_BLD.shape[:2], x_BLD.device
-    valid = tokens.valid if tokens.valid is not None else torch.ones(shape, dtype=torch.bool, device=device)
-    memory = born = torch.zeros(shape, dtype=torch.int64, device=device)
-    clock = valid.cumsum(1) - 1
+def _at(part: Tensor, read: slice | None, dim: int = 1) -> Tensor:
+    return part if read is None else part[(slice(None),) * dim + (read,)]
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, Lq, Lk): 0 where seen, -inf elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
+
+
+def _tell(tokens: Tokens, x_BLD: Tensor, state: State | None) -> _Told:
+    """What each new token is."""
+    rows, length = x_BLD.shape[:2]
+    if tokens.valid is None:
+        valid = torch.ones((), dtype=torch.bool, device=x_BLD.device).expand(rows, length)
+        clock = torch.arange(length, device=x_BLD.device).expand(rows, length)
+    else:
+        valid, clock = tokens.valid, tokens.valid.cumsum(1) - 1
+    born = torch.zeros((), dtype=torch.int64, device=x_BLD.device).expand(rows, length)
     if state is not None:
-        clock = clock + state["count"][:, None]
-        born = born + state["born"][:, None]
+        clock, born = clock + state["count"][:, None], state["born"][:, None].expand(rows, length)
     if tokens.fresh is not None:
-        memory = tokens.fresh.cumsum(1)
         born = torch.where(tokens.fresh, clock + 1 - valid.long(), born).cummax(1).values
-    if state is not None:
-        memory = memory + state["current"][:, None]
-    none = torch.full(shape, -1, device=device)
-    kept = _Kept(
-        valid, memory, clock,
-        none if tokens.step is None else tokens.step,
-        none if tokens.group is None else tokens.group,
-        clock - born if tokens.position is None else tokens.position,
-    )  # fmt: skip
-    return kept, born[:, -1]
+    position = clock - born if tokens.position is None else tokens.position
+    step, group = (clock if part is None else part for part in (tokens.step, tokens.group))
+    return _Told(valid, clock, born, step, group, position)
 
 
-def _rotate(x_BLHE: Tensor, position_BL: Tensor, base: float) -> Tensor:
-    """Rotary positions: pairs (e, e + E/2) turned by position * base^(-2e/E), in float32."""
-    half = x_BLHE.shape[-1] // 2
-    rate = base ** (-torch.arange(half, device=x_BLHE.device, dtype=torch.float64) / half)
+def _turn(position_BL: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions, (B, L, 1, E/2): pair (e, e + E/2) turns by position * base^(-2e/E)."""
+    half = head_width // 2
+    rate = base ** (-torch.arange(half, device=position_BL.device, dtype=torch.float64) / half)
     angle = position_BL[..., None, None].double() * rate
-    cos, sin = angle.cos().to(x_BLHE.dtype), angle.sin().to(x_BLHE.dtype)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def _rotate(x_BLHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x_BLHE.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
@@ -260,8 +271,8 @@ def _rotate(x_BLHE: Tensor, position_BL: Tensor, base: float) -> Tensor:
 def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
     """The same layer for one row, token by token in plain loops; slow, for tests."""
     length, heads = x_LD.shape[0], mixer.config.num_heads
-    kept, _ = _describe(Tokens(*(None if part is None else part[None] for part in tokens)), x_LD[None], None)
-    valid, memory, clock, _, _, position = (part[0] for part in kept)
+    told = _tell(Tokens(*(None if part is None else part[None] for part in tokens[:5])), x_LD[None], None)
+    valid, clock, born, position = (part[0] for part in (told.valid, told.clock, told.born, told.position))
     outputs = []
     for i in range(length):
         if not valid[i]:
@@ -270,15 +281,16 @@ def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
         parts = []
         near = [
             j for j in range(i + 1)
-            if valid[j] and memory[j] == memory[i] and not (mixer.config.window and clock[i] - clock[j] >= mixer.config.window)
+            if valid[j] and born[j] == born[i] and not (mixer.config.window and clock[i] - clock[j] >= mixer.config.window)
         ]  # fmt: skip
         for head in range(heads):
             rows = [mixer.qkv(x_LD[j]).view(3, heads, -1)[:, head] for j in near]
             q = mixer.qkv(x_LD[i]).view(3, heads, -1)[0, head]
             keys, values = [row[1] for row in rows], [row[2] for row in rows]
             if mixer.config.positions == "rotary":
-                turn = lambda x, p: _rotate(x[None, None, None], p[None, None], mixer.config.rotary_base)[0, 0, 0]  # noqa: E731
-                q, keys = turn(q, position[i]), [turn(key, position[j]) for key, j in zip(keys, near, strict=True)]
+                cos, sin = (part[0, :, 0] for part in _turn(position[None], len(q), mixer.config.rotary_base, q.dtype))
+                q = _rotate(q, cos[i], sin[i])
+                keys = [_rotate(key, cos[j], sin[j]) for key, j in zip(keys, near, strict=True)]
             scores = torch.stack([(q * key).sum() / q.shape[0] ** 0.5 for key in keys])
             weights = (scores - scores.max()).exp()
             parts.append(sum(w * value for w, value in zip(weights / weights.sum(), values, strict=True)))
