@@ -18,6 +18,7 @@ from benchmarks.report import Job, Table, skipped
 from benchmarks.rounds import Contestant, Maker, Settings, calls, compete
 from foretoken.core.spec import Window
 from foretoken.data import WindowSampler
+from foretoken.training.sources import Offline
 
 CONTEXT, BATCH, BLOCK = 20, 64, 16
 COLUMNS = ("observation", "action", "reward", "return_to_go")
@@ -48,11 +49,15 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 
 def ours(data: Data) -> Iterator[Contestant]:
-    """One batch per call, as training draws them; and several at once."""
-    sampler, seeds = WindowSampler(data.store, Window(length=CONTEXT, columns=COLUMNS)), count()
-    batch = sampler.draw(BATCH, 0)
+    """One batch per call out of the source, as the training loop draws them; then the bare sampler, one batch a call and many."""
+    window, seeds = Window(length=CONTEXT, columns=COLUMNS), count()
+    source = Offline(store=str(data.store.path), held_out=0.0).build(batch_size=BATCH, seed=0)
+    batch = source.draw("data", window, next(seeds))
     assert batch.observation.shape == (BATCH, CONTEXT, OBSERVATION) and batch.return_to_go.shape == (BATCH, CONTEXT)
-    yield Contestant("foretoken", calls(lambda: sampler.draw(BATCH, next(seeds))), BATCH, ours=True)
+    yield Contestant("foretoken", calls(lambda: source.draw("data", window, next(seeds))), BATCH, ours=True)
+    sampler = WindowSampler(data.store, window)
+    single = calls(lambda: sampler.draw(BATCH, next(seeds)))
+    yield Contestant("foretoken, any seed, nothing drawn ahead", single, BATCH, ours=True)
     blocked = calls(lambda: sampler.draw_block(BATCH, [next(seeds) for _ in range(BLOCK)]))
     yield Contestant(f"foretoken, {BLOCK} batches per call", blocked, BATCH * BLOCK, ours=True)
 

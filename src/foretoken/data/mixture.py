@@ -11,7 +11,7 @@ from foretoken.core.batch import Batch
 from foretoken.core.errors import DataError
 from foretoken.core.spec import Window
 from foretoken.data.store import Store
-from foretoken.data.windows import WindowSampler, random_bits
+from foretoken.data.windows import WindowSampler, part_of, random_bits
 
 _STORE = 3  # the stream of random numbers that picks stores
 
@@ -52,7 +52,7 @@ class Mixture:
 
     def draw(self, rows: int, seed: int, *, part: tuple[int, int] = (0, 1)) -> Batch:
         """See `WindowSampler.draw`."""
-        numbers = np.arange(rows * part[0] // part[1], rows * (part[0] + 1) // part[1])
+        numbers = part_of(rows, part)
         share = (random_bits([seed], numbers, _STORE) >> np.uint64(11)) * 2.0**-53
         store = np.searchsorted(self._limits, share, side="right")
         order = np.argsort(store, kind="stable")
@@ -62,6 +62,6 @@ class Mixture:
         joined: Any = pytree.tree_map(lambda *leaves: torch.cat(leaves)[back], *parts)
         return Batch(joined, store=torch.from_numpy(store))
 
-    def draw_block(self, rows: int, seeds: Sequence[int]) -> list[Batch]:
+    def draw_block(self, rows: int, seeds: Sequence[int], *, part: tuple[int, int] = (0, 1)) -> list[Batch]:
         """See `WindowSampler.draw_block`; here it is no faster than single draws."""
-        return [self.draw(rows, seed) for seed in seeds]
+        return [self.draw(rows, seed, part=part) for seed in seeds]

@@ -83,15 +83,15 @@ class WindowSampler:
             seed: any integer.
             part: (rank, world size): only this rank's rows, so that the ranks together draw what one process would.
         """
-        return self.draw_rows(seed, np.arange(rows * part[0] // part[1], rows * (part[0] + 1) // part[1]))
+        return self.draw_rows(seed, part_of(rows, part))
 
     def draw_rows(self, seed: int, numbers: np.ndarray) -> Batch:
         """The rows with these numbers (int64) of the draw with this seed."""
         return self._windows(*self._choose([seed], numbers))
 
-    def draw_block(self, rows: int, seeds: Sequence[int]) -> list[Batch]:
-        """As many batches as seeds, each equal to `draw(rows, seed)`; cheaper than drawing one at a time."""
-        return split_rows(self._windows(*self._choose(seeds, np.arange(rows))), len(seeds))
+    def draw_block(self, rows: int, seeds: Sequence[int], *, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        """As many batches as seeds, each equal to `draw(rows, seed, part=part)`; cheaper than drawing one at a time."""
+        return split_rows(self._windows(*self._choose(seeds, part_of(rows, part))), len(seeds))
 
     def windows(self, anchors: Any) -> Batch:
         """The windows of given drawn steps: (B,) addresses of steps that carry an action.
@@ -248,6 +248,12 @@ class WindowSampler:
             if inside and self.store.num_rows >= T:
                 return self.store.read_runs(row_B, T, gaps, self._columns)
         return self.store.read(at_BT.reshape(-1) + 1, at_BT.shape, self._columns)
+
+
+def part_of(rows: int, part: tuple[int, int]) -> np.ndarray:
+    """The numbers of the rows, out of `rows`, that fall to `part` = (rank, world size)."""
+    rank, size = part
+    return np.arange(rows * rank // size, rows * (rank + 1) // size)
 
 
 def split_rows(block: Batch, count: int) -> list[Batch]:

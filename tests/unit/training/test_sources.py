@@ -11,6 +11,7 @@ from foretoken.core.random import categorical
 from foretoken.core.spec import Box, Discrete, Spec
 from foretoken.data.episode import Episode
 from foretoken.data.store import Store, open_store
+from foretoken.training import sources
 from foretoken.training.sources import Offline, Replay, Together, resolve_store
 
 WINDOW = Window(length=3)
@@ -62,6 +63,16 @@ class TestOffline:
             config.build(batch_size=8, seed=3, rank=rank, world_size=2).draw("data", WINDOW, 7) for rank in range(2)
         ]
         assert torch.equal(whole["at"], torch.cat([part["at"] for part in parts]))
+
+    def test_drawing_ahead_changes_nothing(self, tmp_path, monkeypatch):
+        config = Offline(store=make_store(tmp_path / "s"))
+        ahead, single = (config.build(batch_size=8, seed=3, rank=1, world_size=2) for _ in range(2))
+        updates = [0, 1, 2, 40, 41, 3, 17, 18, 18]
+        got = [ahead.draw("data", WINDOW, update, update % 2) for update in updates]
+        assert max(len(batches) for _, batches in ahead._ahead.values()) == 16
+        monkeypatch.setattr(sources, "_AHEAD_BYTES", 1)  # large batches come one at a time
+        assert all(equal(batch, single.draw("data", WINDOW, u, u % 2)) for batch, u in zip(got, updates, strict=True))
+        assert all(len(batches) == 1 for _, batches in single._ahead.values())
 
     def test_held_out_episodes_are_whole_fixed_and_never_trained_on(self, tmp_path):
         source = Offline(store=make_store(tmp_path / "s"), held_out=0.2).build(batch_size=64, seed=3)
