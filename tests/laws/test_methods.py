@@ -12,13 +12,20 @@ from foretoken.methods.conditioned_cloning import ConditionedCloning, Conditione
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.embed.time import WindowTimeConfig
 from foretoken.nn.heads.gaussian import GaussianConfig
-from foretoken.nn.stack import StackConfig
+from foretoken.nn.mixers.attention import AttentionConfig
+from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.testing import check_condition, check_method
 from foretoken.testing.methods import LAWS, Trial
 from foretoken.testing.stores import SPECS, random_store
 from foretoken.testing.systems import fitting_specs
 
 SMALL = ConditionedCloningConfig(context=4, backbone=StackConfig(width=8, num_layers=2))
+BANDED = BlockConfig(mixer=AttentionConfig(num_heads=2, positions="rotary", window=7, slack=2))
+STREAM = SMALL.replace(reading="stream", backbone=StackConfig(width=8, num_layers=2, pattern=(BANDED,)))
+STREAMING: dict[str, tuple[Config, str]] = {
+    **{f"streaming on {name}": (STREAM, name) for name in SPECS},
+    "streaming without condition": (STREAM.replace(condition=None), "discrete"),
+}
 SHARED: dict[str, tuple[Config, str]] = {
     **{f"cloning on {name}": (SMALL, name) for name in SPECS},
     "without condition, window time, mode": (
@@ -38,6 +45,13 @@ SHARED: dict[str, tuple[Config, str]] = {
 def test_shared_method_law(name: str, law: str) -> None:
     config, spec = SHARED[name]
     LAWS[law](Trial(config, SPECS[spec]))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", STREAMING)
+def test_streaming_method_law(name: str, law: str) -> None:
+    config, spec = STREAMING[name]
+    LAWS[law](Trial(config, SPECS[spec], acting="streaming"))
 
 
 @pytest.mark.parametrize(

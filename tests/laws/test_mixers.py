@@ -1,31 +1,24 @@
 """The laws of every mixer in `foretoken.nn.mixers`, found by discovery."""
 
 import importlib
-import pkgutil
 
 import pytest
 import torch
 from torch import nn
 
-from foretoken.nn import mixers
 from foretoken.nn.mixer import Mixed, MixerConfig
+from foretoken.nn.mixers import shelf
 from foretoken.nn.mixers.attention import Attention, AttentionConfig
 from foretoken.testing import check_mixer
 from foretoken.testing.mixers import LAWS, trial_of
 
 
 def discovered() -> list[MixerConfig]:
+    """Every mixer's defaults, and the settings that its module says take other paths."""
     found: list[MixerConfig] = []
-    for info in pkgutil.iter_modules(mixers.__path__):
-        module = importlib.import_module(f"{mixers.__name__}.{info.name}")
-        for kind in vars(module).values():
-            if (
-                isinstance(kind, type)
-                and issubclass(kind, MixerConfig)
-                and kind.__module__ == module.__name__
-                and kind.owner is not None
-            ):
-                found += [kind(), *(c for c in getattr(module, "VARIANTS", ()) if type(c) is kind)]
+    for kind in shelf().values():
+        variants = getattr(importlib.import_module(kind.__module__), "VARIANTS", ())
+        found += [kind(), *(config for config in variants if type(config) is kind)]
     return found
 
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from foretoken.core.batch import Batch, Decision, Loss, Step, masked_mean
 from foretoken.core.config import Config, configures
 from foretoken.core.errors import ConfigError
-from foretoken.core.method import Context, Method
+from foretoken.core.method import Context, Method, Policy
 from foretoken.core.spec import Dict, Spec, Window
 from foretoken.core.state import State
 from foretoken.core.store import EpisodeStore, joint_statistics
@@ -44,6 +45,8 @@ class ConditionedCloningConfig(Config):
         embedding_norm: normalise the embedded tokens by a LayerNorm.
         embedding_tanh: pass every embedding through tanh (Decision Transformer on Atari).
         anchor: which windows are trained on; see `Window`.
+        reading: "window" re-reads the last `context` steps at every decision; "stream" reads each step once and carries the
+            backbone's state, so what it sees must not end with the window: attention needs a `window` of its own.
         acting: "sample" draws from the head (a deterministic head has one outcome), "mode" takes the likeliest action.
     """
 
@@ -57,12 +60,20 @@ class ConditionedCloningConfig(Config):
     embedding_norm: bool = True
     embedding_tanh: bool = False
     anchor: Literal["start", "end", "full"] = "start"
+    reading: Literal["window", "stream"] = "window"
     acting: Literal["sample", "mode"] = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reading == "stream" and isinstance(self.time, WindowTimeConfig):
+            raise ConfigError('reading="stream" has no window to count from: time must be EpisodeTimeConfig')
 
 
 @configures(ConditionedCloningConfig)
 class ConditionedCloning(Method):
-    """See the module. The policy re-reads its last K steps at every decision, exactly as it was trained."""
+    """See the module. By default the policy re-reads its last K steps at every decision, exactly as it was trained."""
+
+    groups: Tensor
 
     def __init__(self, config: ConditionedCloningConfig, spec: Spec) -> None:
         super().__init__()
@@ -85,7 +96,21 @@ class ConditionedCloning(Method):
         self.group = 3 if self.condition else 2
         self.asks = self.condition.asks if self.condition else ()
         columns = ("observation", "action", *(self.condition.columns if self.condition else ()))
+        self.register_buffer("groups", torch.arange(self.group), persistent=False)
+        if config.reading == "stream":
+            self._check_streaming(spec)
         self.window = Window(length=config.context, columns=columns, anchor=config.anchor)
+
+    def _check_streaming(self, spec: Spec) -> None:
+        for facts in (block.mixer.facts for block in self.backbone.layers()):
+            if facts.grain > 1:
+                raise ConfigError(f'reading="stream" reads single steps; a mixer streams by {facts.grain} tokens only')
+            longest = self.group * (spec.max_episode_steps or 0)
+            if facts.streaming == "within_window" and facts.max_context is not None and longest > facts.max_context:
+                raise ConfigError(
+                    f'reading="stream" must reach back over an episode of {longest} tokens, a mixer keeps {facts.max_context}: '
+                    "give attention a window, or a larger capacity"
+                )
 
     def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
         if stores:
@@ -96,6 +121,16 @@ class ConditionedCloning(Method):
         if self.condition is not None:
             self.condition.fit(stores)
 
+    def tokens(
+        self, observation: Any, previous_action: Tensor, condition: Tensor | None, time: Tensor, time_before: Tensor
+    ) -> Tensor:
+        """The embedded tokens (B, T * G, D) of steps (B, T, ...), whose times and times before are (B, T, D)."""
+        parts = [self.squash(self.embed_action(previous_action)) + time_before]
+        if self.embed_condition is not None and condition is not None:
+            parts.append(self.squash(self.embed_condition(condition)) + time)
+        parts.append(self.squash(self.embed_observation(observation)) + time)
+        return self.dropout(self.norm(torch.stack(parts, dim=2).flatten(1, 2)))
+
     def predict(
         self,
         observation: Any,
@@ -104,8 +139,8 @@ class ConditionedCloning(Method):
         timestep: Tensor,
         valid: Tensor,
         read: slice,
-    ) -> Prediction:
-        """Predictions of actions at the state tokens that `read` (a slice of steps) picks.
+    ) -> tuple[Prediction, Mapping[str, Tensor]]:
+        """Predictions of actions at the state tokens that `read` (a slice of steps) picks, and the backbone's `aux`.
 
         Args:
             observation: (B, T, ...); previous_action: (B, T, ...), the action before each step.
@@ -113,32 +148,63 @@ class ConditionedCloning(Method):
         """
         time = self.embed_time(timestep, valid)
         time_before = torch.cat((time[:, :1], time[:, :-1]), dim=1)  # the first previous action is hidden
-        parts = [self.squash(self.embed_action(previous_action)) + time_before]
-        if self.embed_condition is not None and condition is not None:
-            parts.append(self.squash(self.embed_condition(condition)) + time)
-        parts.append(self.squash(self.embed_observation(observation)) + time)
+        x_BLD = self.tokens(observation, previous_action, condition, time, time_before)
         known = valid & torch.cat((torch.zeros_like(valid[:, :1]), valid[:, :-1]), dim=1)
         exists = torch.stack([known] + [valid] * (self.group - 1), dim=2).flatten(1)
-        x_BLD = self.dropout(self.norm(torch.stack(parts, dim=2).flatten(1, 2)))
+        group = self.groups.repeat(valid.shape[1]).expand(len(valid), -1)
         steps = range(*read.indices(valid.shape[1]))
-        tokens = slice((steps.start + 1) * self.group - 1, steps.stop * self.group, steps.step * self.group)
-        return self.head(self.backbone(x_BLD, tokens=Tokens(valid=exists), read=tokens).y)
+        at = slice((steps.start + 1) * self.group - 1, steps.stop * self.group, steps.step * self.group)
+        mixed = self.backbone(x_BLD, tokens=Tokens(valid=exists, group=group), read=at)
+        return self.head(mixed.y), mixed.aux
 
-    def forward(self, batch: Batch, read: slice = slice(None)) -> Prediction:
-        """Predictions of the actions of recorded windows, as in training, at the steps that `read` picks."""
+    def advance(self, step: Step, condition: Tensor | None, state: State) -> tuple[Prediction, State]:
+        """The prediction (B, 1, ...) at one step, given the backbone's state before it, and the state after it."""
+        time = self.embed_time(torch.stack((step.timestep - 1, step.timestep), dim=1), step.valid[:, None])
+        later = lambda part: part.unsqueeze(1)  # noqa: E731
+        x_BLD = self.tokens(
+            tree_map(later, dict(step.observation) if isinstance(step.observation, Mapping) else step.observation),
+            later(step.previous_action),
+            None if condition is None else later(condition),
+            time[:, 1:],
+            time[:, :1],
+        )
+        known, exists = step.valid & ~step.first, None
+        if not known.all():  # where an episode begins there was no action before
+            exists = torch.stack([known] + [step.valid] * (self.group - 1), dim=1)
+        tokens = Tokens(valid=exists, group=self.groups.expand(len(known), -1))
+        mixed = self.backbone(x_BLD, state, tokens=tokens, read=slice(self.group - 1, None))
+        assert mixed.state is not None
+        return self.head(mixed.y), mixed.state
+
+    def choose(self, prediction: Prediction, step: Step, explore: bool) -> Tensor:
+        """The action (B, ...) taken on a prediction for one step."""
+        draw = explore or self.config.acting == "sample"
+        return (prediction.sample(step.seed) if draw else prediction.mode()).squeeze(1)
+
+    def _recorded(self, batch: Batch, read: slice) -> tuple[Prediction, Mapping[str, Tensor]]:
         previous = torch.cat((torch.zeros_like(batch.action[:, :1]), batch.action[:, :-1]), dim=1)
         condition = self.condition.hindsight(batch) if self.condition is not None else None
         return self.predict(batch.observation, previous, condition, batch.timestep, batch.valid, read)
 
+    def forward(self, batch: Batch, read: slice = slice(None)) -> Prediction:
+        """Predictions of the actions of recorded windows, as in training, at the steps that `read` picks."""
+        return self._recorded(batch, read)[0]
+
     def loss(self, *batches: Batch) -> Loss:
-        """Mean over scored steps of the head's loss: squared error for continuous actions, cross-entropy for choices."""
+        """Mean over scored steps of the head's loss: squared error for continuous actions, cross-entropy for choices.
+
+        What the backbone's `aux` calls a loss (a mixture of experts has such) is added to the total.
+        """
         (batch,) = batches
-        total, count = masked_mean(self(batch).loss(batch.action).float(), batch.scored)
-        return Loss(total, metrics={"loss": total, "scored": batch.scored.float().mean()}, weight=count)
+        prediction, aux = self._recorded(batch, slice(None))
+        loss, count = masked_mean(prediction.loss(batch.action).float(), batch.scored)
+        own = {name: value for name, value in aux.items() if name.endswith("loss")}
+        metrics = {"loss": loss, "scored": batch.scored.float().mean(), **own}
+        return Loss(sum(own.values(), loss), metrics=metrics, weight=count)
 
     @property
-    def policy(self) -> "WindowPolicy":
-        return WindowPolicy(self)
+    def policy(self) -> Policy:
+        return StreamPolicy(self) if self.config.reading == "stream" else WindowPolicy(self)
 
 
 class WindowPolicy:
@@ -167,7 +233,7 @@ class WindowPolicy:
             **new,
         )
         columns, valid = history.window(kept)
-        prediction = method.predict(
+        prediction, _ = method.predict(
             columns["observation"],
             columns["previous_action"],
             columns.get("condition"),
@@ -175,6 +241,23 @@ class WindowPolicy:
             valid,
             slice(-1, None),
         )
-        draw = explore or method.config.acting == "sample"
-        action = prediction.sample(step.seed) if draw else prediction.mode()
-        return Decision(action.squeeze(1), {"history": kept, **carried})
+        return Decision(method.choose(prediction, step, explore), {"history": kept, **carried})
+
+
+class StreamPolicy:
+    """Reads every step once and carries the backbone's state: a decision costs the same however long the episode."""
+
+    def __init__(self, method: ConditionedCloning) -> None:
+        self.method = method
+
+    def begin(self, rows: int, context: Context) -> State:
+        method = self.method
+        asked = {} if method.condition is None else {"condition": method.condition.begin(rows, context)}
+        return {"backbone": method.backbone.initial_state(rows), **asked}
+
+    def act(self, step: Step, state: State, *, explore: bool = False) -> Decision:
+        method, carried, condition = self.method, {}, None
+        if method.condition is not None:
+            condition, carried["condition"] = method.condition.carry(step, state["condition"])
+        prediction, carried["backbone"] = method.advance(step, condition, state["backbone"])
+        return Decision(method.choose(prediction, step, explore), carried)

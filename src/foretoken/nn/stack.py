@@ -1,5 +1,6 @@
 """The one residual stack under every system: norm order, feed-forward, cross-attention, conditioning, per-layer pattern."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,49 +11,10 @@ from torch.nn import functional as F
 from foretoken.core.config import Config, configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
-from foretoken.nn.dropout import Dropout
+from foretoken.nn.dropout import dropout
+from foretoken.nn.feed_forward import FeedForwardConfig, MLPConfig
 from foretoken.nn.mixer import Mixed, MixerConfig, Tokens, Visible
 from foretoken.nn.mixers.attention import AttentionConfig
-
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
-
-
-def activate(x: Tensor, name: Activation) -> Tensor:
-    match name:
-        case "relu":
-            return F.relu(x)
-        case "silu":
-            return F.silu(x)
-        case _:
-            return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MLPConfig(Config):
-    """
-    Args:
-        expansion: hidden width over width.
-        activation: applied between the two linear layers.
-        dropout: on the output.
-    """
-
-    expansion: float = 4.0
-    activation: Activation = "relu"
-    dropout: float = 0.0
-
-
-@configures(MLPConfig)
-class MLP(nn.Module):
-    """`down(activation(up(x)))`, token by token."""
-
-    def __init__(self, config: MLPConfig, width: int) -> None:
-        super().__init__()
-        hidden = int(width * config.expansion)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.activation, self.dropout = config.activation, Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.down(activate(self.up(x), self.activation)))
 
 
 class Seen(NamedTuple):
@@ -109,6 +71,9 @@ class BlockConfig(Config):
         feed_forward: token-wise part; None leaves it out.
         cross: attention to a context between the two; None leaves it out.
         order: "pre" normalises what enters a part, "post" what leaves the residual.
+        parallel: mixer and feed-forward read one norm and their outputs are added together (GPT-J; Zhong et al. 2022, arXiv
+            2212.06011). A norm for each would be the same functions, for its scale and shift are those of the next linear layer.
+        gate: "none" adds a part's output y to the stream x; "gru" lets a GRU's gates choose between x and relu(y) (GTrXL).
         norm: "layer" or "rms".
         norm_eps: added to the variance.
         dropout: on the mixer's output.
@@ -116,22 +81,55 @@ class BlockConfig(Config):
     """
 
     mixer: MixerConfig = AttentionConfig()
-    feed_forward: MLPConfig | None = MLPConfig()
+    feed_forward: FeedForwardConfig | None = MLPConfig()
     cross: CrossAttentionConfig | None = None
     order: Literal["pre", "post"] = "pre"
+    parallel: bool = False
+    gate: Literal["none", "gru"] = "none"
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     dropout: float = 0.0
     condition_width: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parallel and (self.feed_forward is None or self.cross is not None):
+            raise ConfigError(
+                f"parallel=True needs a feed_forward and no cross, got feed_forward={self.feed_forward} and cross={self.cross}"
+            )
+        if self.gate == "gru" and (self.order == "post" or self.condition_width):
+            raise ConfigError(
+                f'gate="gru" needs order="pre" and no condition, got order={self.order!r} and condition_width={self.condition_width}'
+            )
+
+
+class GRUGate(nn.Module):
+    """out = (1 - z) x + z tanh(W_n y + U_n (r x)) with r, z = sigmoid(W y + U x), the bias of z starting at -2.
+
+    Parisotto et al. 2020 (GTrXL, arXiv 1910.06764): with small weights out is 0.88 x at the start, so that learning begins
+    from a nearly reactive policy.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.choose = nn.Linear(2 * width, 2 * width, bias=False)  # r and z of x and y
+        self.propose = nn.Linear(2 * width, width, bias=False)  # of r x and y
+        self.closed = nn.Parameter(torch.full((width,), 2.0))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        r, z = self.choose(torch.cat((x, y), dim=-1)).chunk(2, dim=-1)
+        new = self.propose(torch.cat((r.sigmoid() * x, y), dim=-1)).tanh()
+        return torch.lerp(x, new.to(x.dtype), (z - self.closed).sigmoid().to(x.dtype))
+
 
 class _Residual(nn.Module):
-    """x + part(x), with its norm before or after, optionally modulated by a condition."""
+    """x + part(x), or a gate between them, with its norm before or after, optionally modulated by a condition."""
 
     def __init__(self, config: BlockConfig, width: int) -> None:
         super().__init__()
         kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
         self.norm, self.before = kind(width, eps=config.norm_eps), config.order == "pre"
+        self.gate = GRUGate(width) if config.gate == "gru" else None
         self.modulation = nn.Linear(config.condition_width, 3 * width) if config.condition_width else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)  # adaLN-zero: every layer starts as the unconditioned one
@@ -141,11 +139,13 @@ class _Residual(nn.Module):
         x = self.norm(x) if self.before else x
         if self.modulation is None or condition is None:
             return x, None
-        shift, scale, gate = self.modulation(F.silu(condition)).unsqueeze(-2).chunk(3, dim=-1)
-        return x * (1 + scale) + shift, gate
+        shift, scale, share = self.modulation(F.silu(condition)).unsqueeze(-2).chunk(3, dim=-1)
+        return x * (1 + scale) + shift, share
 
-    def leave(self, x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-        x = x + (y if gate is None else y * gate)
+    def leave(self, x: Tensor, y: Tensor, share: Tensor | None) -> Tensor:
+        if self.gate is not None:
+            return self.gate(x, F.relu(y))
+        x = x + (y if share is None else y * share)
         return x if self.before else self.norm(x)
 
 
@@ -156,27 +156,43 @@ class Block(nn.Module):
     def __init__(self, config: BlockConfig, width: int, visible: Visible | None = None) -> None:
         super().__init__()
         self.mixer = config.mixer.build(width) if visible is None else config.mixer.build(width, visible=visible)
-        self.around_mixer, self.dropout = _Residual(config, width), Dropout(config.dropout)
+        self.around_mixer, self.dropout = _Residual(config, width), config.dropout
         self.cross = config.cross.build(width) if config.cross else None
         self.around_cross = _Residual(config, width) if config.cross else None
         self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None
-        self.around_feed_forward = _Residual(config, width) if config.feed_forward else None
+        alone = config.feed_forward and not config.parallel
+        self.around_feed_forward = _Residual(config, width) if alone else None
 
     def forward(
         self, x: Tensor, state: State | None = None, *, tokens: Tokens | None = None,
         context: Seen | None = None, condition: Tensor | None = None, read: slice | None = None,
     ) -> Mixed:  # fmt: skip
-        entered, gate = self.around_mixer.enter(x, condition)
+        entered, share = self.around_mixer.enter(x, condition)
         mixed = self.mixer(entered, state, tokens=tokens, read=read)
-        x = x if read is None else x[:, read]
-        x = self.around_mixer.leave(x, self.dropout(mixed.y), gate)
+        y, aux = dropout(mixed.y, self.dropout, self.training), mixed.aux
+        if read is not None:
+            x, entered, tokens = x[:, read], entered[:, read], _read(tokens, read)
+        if self.feed_forward is not None and self.around_feed_forward is None:
+            fed = self.feed_forward(entered, tokens)
+            y, aux = y + fed.y, _joined(aux, fed.aux)
+        x = self.around_mixer.leave(x, y, share)
         if self.cross is not None and self.around_cross is not None and context is not None:
-            entered, gate = self.around_cross.enter(x, condition)
-            x = self.around_cross.leave(x, self.cross(entered, context), gate)
+            entered, share = self.around_cross.enter(x, condition)
+            x = self.around_cross.leave(x, self.cross(entered, context), share)
         if self.feed_forward is not None and self.around_feed_forward is not None:
-            entered, gate = self.around_feed_forward.enter(x, condition)
-            x = self.around_feed_forward.leave(x, self.feed_forward(entered), gate)
-        return Mixed(x, mixed.state, mixed.aux)
+            entered, share = self.around_feed_forward.enter(x, condition)
+            fed = self.feed_forward(entered, tokens)
+            x, aux = self.around_feed_forward.leave(x, fed.y, share), _joined(aux, fed.aux)
+        return Mixed(x, mixed.state, aux)
+
+
+def _read(tokens: Tokens | None, read: slice) -> Tokens | None:
+    """What a feed-forward must know of the tokens that are read."""
+    return None if tokens is None or tokens.valid is None else Tokens(valid=tokens.valid[:, read])
+
+
+def _joined(of_mixer: Mapping[str, Tensor], of_feed_forward: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {**of_mixer, **{f"feed_forward/{name}": value for name, value in of_feed_forward.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +256,7 @@ class Stack(nn.Module):
             condition: (B, condition_width), for blocks with adaptive norms.
             read: the tokens whose outputs are wanted; the last layer computes only those.
         """
+        tokens = (tokens or Tokens())._replace(shared={})
         carried, aux = {}, {}
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1

@@ -9,7 +9,8 @@ from foretoken.data.windows import WindowSampler
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.embed.time import WindowTimeConfig
-from foretoken.nn.stack import StackConfig
+from foretoken.nn.feed_forward import MixtureOfExpertsConfig
+from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.testing.agreement import perturb
 from foretoken.testing.stores import SPECS, random_store
 
@@ -44,7 +45,7 @@ def test_the_first_previous_action_of_a_window_is_hidden() -> None:
     condition = method.condition.hindsight(batch)
 
     def ask(action: torch.Tensor) -> torch.Tensor:
-        return method.predict(batch.observation, action, condition, batch.timestep, batch.valid, slice(None)).mode()
+        return method.predict(batch.observation, action, condition, batch.timestep, batch.valid, slice(None))[0].mode()
 
     begins = batch.valid & ~torch.cat((torch.zeros(6, 1, dtype=torch.bool), batch.valid[:, :-1]), 1)
     torch.testing.assert_close(
@@ -108,3 +109,15 @@ def test_dict_actions_are_refused() -> None:
     spec = Spec(observation=Box(shape=(2,)), action=Dict(spaces={"a": Discrete(n=2)}))
     with pytest.raises(ConfigError, match="Dict space are not supported"):
         SMALL.build(spec)
+
+
+def test_losses_of_the_backbone_are_added() -> None:
+    block = BlockConfig(feed_forward=MixtureOfExpertsConfig(num_experts=3))
+    config = SMALL.replace(backbone=StackConfig(width=8, num_layers=2, pattern=(block,)))
+    method, batch = fitted(config)
+    asleep = method.loss(batch)
+    assert asleep.total is asleep.metrics["loss"]
+    loss = method.train().loss(batch)
+    own = [value for name, value in loss.metrics.items() if name.endswith(("balance_loss", "z_loss"))]
+    assert len(own) == 4 and all(value > 0 for value in own)
+    torch.testing.assert_close(loss.total, loss.metrics["loss"] + sum(own))

@@ -1,13 +1,15 @@
-"""The residual stack: patterns, streaming, partial reads, cross-attention, adaptive norms, initial weights."""
+"""The residual stack: patterns, streaming, partial reads, cross-attention, adaptive norms, parallel parts, gates, initial weights."""
 
 import pytest
 import torch
 from torch import nn
 
 from foretoken.core.errors import ConfigError
+from foretoken.nn.feed_forward import GLUConfig, MixtureOfExpertsConfig
 from foretoken.nn.mixer import Tokens
 from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.stack import BlockConfig, CrossAttentionConfig, MLPConfig, Seen, StackConfig
+from foretoken.nn.mixers.gru import GRUConfig
+from foretoken.nn.stack import BlockConfig, CrossAttentionConfig, Seen, StackConfig
 from foretoken.testing.agreement import perturb
 
 CONFIGS = {
@@ -18,6 +20,20 @@ CONFIGS = {
         pattern=(BlockConfig(mixer=AttentionConfig(window=3, num_heads=2)), BlockConfig(feed_forward=None)),
     ),
     "cross": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(cross=CrossAttentionConfig(num_heads=2, context_width=5)),)),
+    "parallel": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(parallel=True),)),
+    "parallel, post, adaptive": StackConfig(
+        width=8, num_layers=2, pattern=(BlockConfig(parallel=True, order="post", condition_width=6),)
+    ),
+    "gated": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(gate="gru"),)),
+    "parallel, gated": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(gate="gru", parallel=True),)),
+    "gated cross": StackConfig(
+        width=8, num_layers=1, pattern=(BlockConfig(gate="gru", cross=CrossAttentionConfig(context_width=5)),)
+    ),
+    "experts": StackConfig(
+        width=8, num_layers=2,
+        pattern=(BlockConfig(feed_forward=MixtureOfExpertsConfig(num_experts=3), mixer=GRUConfig()),),
+    ),
+    "swiglu": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(feed_forward=GLUConfig(), norm="rms"),)),
     "adaptive": StackConfig(width=8, num_layers=2, pattern=(BlockConfig(condition_width=6, mixer=AttentionConfig(positions="rotary")),)),
 }  # fmt: skip
 
@@ -101,14 +117,53 @@ def test_adaptive_norms_start_silent() -> None:
     assert not torch.allclose(a, b)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
-def test_activations(activation) -> None:
-    mlp = MLPConfig(activation=activation, expansion=2).build(4)
-    x = torch.randn(3, 4)
-    function = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "silu": nn.SiLU()}[
-        activation
-    ]
-    torch.testing.assert_close(mlp(x), mlp.down(function(mlp.up(x))))
+def test_parallel_parts_share_one_norm() -> None:
+    stack = build(CONFIGS["parallel"])
+    block, x = stack.layers()[0], torch.randn(2, 5, 8, dtype=torch.float64)
+    normed = block.around_mixer.norm(x)
+    torch.testing.assert_close(block(x).y, x + block.mixer(normed).y + block.feed_forward(normed).y)
+    assert block.around_feed_forward is None
+
+
+def test_gates_choose_between_stream_and_part() -> None:
+    block, x = build(CONFIGS["gated"]).layers()[0], torch.randn(2, 5, 8, dtype=torch.float64)
+    gate = block.around_mixer.gate
+    y = block.mixer(block.around_mixer.norm(x)).y.relu()
+    u, w = gate.choose.weight.chunk(2, dim=1)  # of x and of y
+    r, z = (x @ u.T + y @ w.T).chunk(2, dim=-1)
+    u, w = gate.propose.weight.chunk(2, dim=1)
+    z = (z - gate.closed).sigmoid()
+    want = (1 - z) * x + z * torch.tanh((r.sigmoid() * x) @ u.T + y @ w.T)
+    torch.testing.assert_close(gate(x, y), want)
+    after = block.around_feed_forward
+    torch.testing.assert_close(block(x).y, after.gate(want, block.feed_forward(after.norm(want)).y.relu()))
+    joined = build(CONFIGS["parallel, gated"]).layers()[0]  # one gate around the sum
+    normed = joined.around_mixer.norm(x)
+    both = joined.mixer(normed).y + joined.feed_forward(normed).y
+    torch.testing.assert_close(joined(x).y, joined.around_mixer.gate(x, both.relu()))
+
+
+def test_gates_start_nearly_closed() -> None:
+    torch.manual_seed(0)
+    stack = StackConfig(width=64, num_layers=1, final_norm=False, pattern=(BlockConfig(gate="gru"),)).build()
+    gate, x = stack.layers()[0].around_mixer.gate, torch.randn(2, 5, 64)
+    passed = 1 - torch.tensor(-2.0).sigmoid()
+    assert float((gate(x, torch.zeros_like(x)) - passed * x).detach().abs().max()) < 0.15
+    with torch.no_grad():
+        gate.closed.fill_(1e3)
+    torch.testing.assert_close(gate(x, torch.randn_like(x)), x)
+
+
+def test_what_feed_forwards_add_to_the_loss_is_told_by_layer() -> None:
+    stack = build(CONFIGS["experts"]).train()
+    x, valid = torch.randn(2, 6, 8, dtype=torch.float64), torch.rand(2, 6) < 0.7
+    aux = stack(x, tokens=Tokens(valid=valid)).aux
+    names = {f"{layer}/feed_forward/{name}" for layer in (0, 1) for name in ("balance_loss", "z_loss", "load")}
+    assert set(aux) == names
+    read = stack(x, tokens=Tokens(valid=valid), read=slice(3, None)).aux  # of what the last layer computes
+    torch.testing.assert_close(read["0/feed_forward/load"], aux["0/feed_forward/load"])
+    assert not torch.equal(read["1/feed_forward/load"], aux["1/feed_forward/load"])
+    assert stack.eval()(x).aux == {}
 
 
 def test_initial_weights() -> None:
@@ -133,6 +188,10 @@ def test_initial_weights() -> None:
             lambda: CrossAttentionConfig(num_heads=3).build(10),
             "num_heads must divide width, got width=10 and num_heads=3",
         ),
+        (lambda: BlockConfig(parallel=True, feed_forward=None), "parallel=True needs a feed_forward"),
+        (lambda: BlockConfig(parallel=True, cross=CrossAttentionConfig()), "and no cross"),
+        (lambda: BlockConfig(gate="gru", order="post"), "got order='post'"),
+        (lambda: BlockConfig(gate="gru", condition_width=4), "condition_width=4"),
     ],
 )
 def test_bad_settings_are_named(make, message: str) -> None:

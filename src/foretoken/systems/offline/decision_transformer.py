@@ -20,8 +20,9 @@ from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.embed.observations import ObservationConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
+from foretoken.nn.feed_forward import Activation, MLPConfig
 from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.stack import Activation, BlockConfig, MLPConfig, StackConfig
+from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.training.loop import Training
 from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
