@@ -132,11 +132,8 @@ class RecurrentMemory(nn.Module):
                 after = y[:, -memory.shape[1] :]
                 after = after if self.valve is None else self.valve(memory, Seen(F.relu(after)))
                 after = after if self.config.backpropagate else after.detach()
-                memory = (
-                    after
-                    if piece.age is None
-                    else torch.where(_has(piece.age, size - 1, size)[..., None], after, memory)
-                )
+                full = None if piece.age is None else _has(piece.age, size - 1, size)[..., None]
+                memory = after if full is None else torch.where(full, after, memory)
         y_BLD, at = torch.cat(outputs, dim=1), read or slice(None)
         y_BLD = y_BLD[:, at] if place is None else y_BLD.gather(1, place[:, at, None].expand(-1, -1, self.width))
         y_BLD = y_BLD if tokens.valid is None else y_BLD * tokens.valid[:, at, None]
@@ -160,9 +157,8 @@ class RecurrentMemory(nn.Module):
             if streaming and piece.begins:
                 fresh = F.pad(starts, (0, valid.shape[1] - 1))
         if self.config.mutual:
-            slot = (
-                torch.arange(length, device=piece.x.device).expand(rows, -1) if piece.age is None else piece.age % size
-            )
+            slot = torch.arange(length, device=piece.x.device).expand(rows, -1)
+            slot = slot if piece.age is None else piece.age % size
             step = around(slot.new_zeros(()), slot + 1, slot.new_full((), size + 1))
         return Tokens(valid=valid, fresh=fresh, step=step)
 
@@ -170,8 +166,8 @@ class RecurrentMemory(nn.Module):
 class _Piece(NamedTuple):
     """Tokens (B, W, D) of which each row's lie in one segment.
 
-    `age` (B, W) is how many tokens each has before it since memory began; -1 where there is no token; None:
-    segments are whole in all rows. `begins`, `closes`: whether a segment begins or closes here in any row; `full`: whether all
+    `age` (B, W) is how many tokens each has before it since memory began; -1 where there is no token; None = in all
+    rows all tokens exist and memory began with the first piece. `begins`, `closes`: whether a segment begins or closes here in any row; `full`: whether all
     tokens exist.
     """
 
@@ -207,8 +203,8 @@ def _laid_out(x_BLD: Tensor, age_BL: Tensor, size: int) -> tuple[list[_Piece], T
     exists = age_BL >= 0
     opens = exists & (age_BL % size == 0)
     if length == 1:
-        happens = torch.stack((opens.any(), _has(age_BL, size - 1, size).any(), exists.all()))
-        return [_Piece(x_BLD, age_BL, *happens.tolist())], torch.zeros_like(age_BL)
+        which = torch.stack((opens.any(), _has(age_BL, size - 1, size).any(), exists.all())).tolist()
+        return [_Piece(x_BLD, age_BL, *which)], torch.zeros_like(age_BL)
     nth, number, width = exists.cumsum(1) - 1, opens.cumsum(1), min(size, length)
     number = number - number.masked_fill(~exists, length).amin(1, keepdim=True)  # a row's first segment here is 0
     count = max(int(number.max()) + 1, 1)

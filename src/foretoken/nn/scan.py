@@ -43,9 +43,13 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next(value for value in args if isinstance(value, Tensor)).device.type
+        wider = [widen(value) for value in args]
+        named = {name: widen(value) for name, value in kwargs.items()}
+        device = next(value for value in wider if isinstance(value, Tensor)).device.type
+        if not torch.is_autocast_enabled(device):  # entering the context costs as much as a step while streaming
+            return function(*wider, **named)
         with torch.autocast(device, enabled=False):
-            return function(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
+            return function(*wider, **named)
 
     return run
 
@@ -78,14 +82,14 @@ def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None, *, engine: Sc
     Returns:
         (B, L, ...) in the broadcast shape.
     """
+    if b.shape[1] == 1:  # one step while streaming
+        return b.expand(torch.broadcast_shapes(a.shape, b.shape)) if start is None else b + a * start[:, None]
     shape = torch.broadcast_shapes(a.shape, b.shape)
     dtype = torch.promote_types(a.dtype, b.dtype)
     if start is not None:
         dtype = torch.promote_types(dtype, start.dtype)
     a, b = a.to(dtype), b.to(dtype)
-    if shape[1] == 1:  # one step while streaming
-        return b.expand(shape) if start is None else b + a * start.to(dtype)[:, None]
-    if start is not None:
+    if start is not None and shape[1]:
         first = (b[:, :1] + a[:, :1] * start.to(dtype)[:, None]).expand(-1, 1, *shape[2:])
         b = torch.cat((first, b[:, 1:].expand(-1, -1, *shape[2:])), dim=1)
     if engine == "auto":
@@ -229,7 +233,8 @@ def _kept(new: Tensor, old: Tensor, valid: Tensor | None, t: int) -> Tensor:
 def _stepwise(engine: ChunkEngine, length: int) -> bool:
     if engine not in ("auto", "sequential", "chunked"):
         raise ConfigError(f'engine must be "auto", "sequential" or "chunked", got {engine!r}')
-    return length == 1 or engine == "sequential"
+    few = length <= 4 and not torch.is_grad_enabled()  # the few tokens of one step while streaming
+    return length == 1 or engine == "sequential" or (engine == "auto" and few)
 
 
 @in_full_precision
@@ -243,6 +248,8 @@ def decayed(
         q, k: (B, L, H, N); v: (B, L, H, E); log_decay: (B, L, H), <= 0; state: (B, H, N, E), zeros by default.
         valid, fresh: (B, L) bool.
         chunk: tokens that are handled as one matrix product.
+
+    q and k may have one head where v has H, if a state is given.
 
     Returns:
         y (B, L, H, E), of no meaning at padded tokens, and the state after the last token.

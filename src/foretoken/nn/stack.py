@@ -192,6 +192,8 @@ def _read(tokens: Tokens | None, read: slice) -> Tokens | None:
 
 
 def _joined(of_mixer: Mapping[str, Tensor], of_feed_forward: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not of_feed_forward:
+        return of_mixer
     return {**of_mixer, **{f"feed_forward/{name}": value for name, value in of_feed_forward.items()}}
 
 

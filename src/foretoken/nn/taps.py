@@ -6,7 +6,6 @@ memory's beginning is zero. The streaming state is the last inputs themselves, z
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from foretoken.nn.mixer import Tokens
 
@@ -24,6 +23,8 @@ def taps(x_BLD: Tensor, before: Tensor | None, tokens: Tokens, width: int) -> tu
     """
     rows, length, features = x_BLD.shape
     past = x_BLD.new_zeros(rows, width - 1, features) if before is None else before.to(x_BLD.dtype)
+    if length == 0:
+        return x_BLD.new_zeros(rows, 0, width, features), past
     if tokens.valid is None and tokens.fresh is None:
         joined = torch.cat((past, x_BLD), dim=1)
         return joined.unfold(1, width, 1).transpose(2, 3), joined[:, length:]
@@ -68,13 +69,18 @@ class ShortConv(nn.Module):
 
     def forward(self, x_BLD: Tensor, before: Tensor | None, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Outputs (B, L, D) and the last inputs (B, kernel - 1, D)."""
-        if tokens.valid is None and tokens.fresh is None and x_BLD.shape[1] > 8:
-            past = self.initial_state(len(x_BLD)).to(x_BLD.dtype) if before is None else before.to(x_BLD.dtype)
-            joined = torch.cat((past, x_BLD), dim=1)
-            y = F.conv1d(joined.transpose(1, 2), self.weight[:, None].to(x_BLD.dtype), groups=x_BLD.shape[-1])
-            y = y.transpose(1, 2)
-            after = joined[:, x_BLD.shape[1] :]
+        weight, length = self.weight.to(x_BLD.dtype), x_BLD.shape[1]
+        if tokens.valid is None and tokens.fresh is None:
+            past = self.initial_state(len(x_BLD)) if before is None else before
+            joined = torch.cat((past.to(x_BLD.dtype), x_BLD), dim=1)
+            after = joined[:, length:]
+            if length == 1:
+                y = (joined * weight.T).sum(1, keepdim=True)
+            else:  # one product per tap: faster than a depthwise convolution, forwards and backwards
+                y = joined[:, :length] * weight[:, 0]
+                for tap in range(1, self.kernel):
+                    y = torch.addcmul(y, joined[:, tap : tap + length], weight[:, tap])
         else:
             picked, after = taps(x_BLD, before, tokens, self.kernel)
-            y = (picked * self.weight.T.to(x_BLD.dtype)).sum(2)
+            y = (picked * weight.T).sum(2)
         return y if self.bias is None else y + self.bias.to(y.dtype), after

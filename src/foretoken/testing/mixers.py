@@ -3,6 +3,7 @@
 All laws but the last are checked in float64 with perturbed weights, so that a difference is a fault and not rounding.
 """
 
+import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,14 +103,14 @@ def trial_of(config: MixerConfig, width: int, *, reference: Reference | None = N
     return Trial(config, width, reference, **({"slack": getattr(config, "slack", 0)} | trial))
 
 
-def cut(tokens: Tokens, part: slice) -> Tokens:
-    """The tokens of a slice of the sequence."""
-    return Tokens(*(None if leaf is None else leaf[:, part] for leaf in tokens))
+def cut(tokens: Tokens, part: slice | Tensor) -> Tokens:
+    """The tokens of a slice of the sequence, or of a mask (L,)."""
+    return tokens.map(lambda leaf: leaf[:, part])
 
 
-def pick(tokens: Tokens, rows: Tensor) -> Tokens:
+def pick(tokens: Tokens, rows: Tensor | slice) -> Tokens:
     """The tokens of some rows."""
-    return Tokens(*(None if leaf is None else leaf[rows] for leaf in tokens))
+    return tokens.map(lambda leaf: leaf[rows])
 
 
 def stream(mixer: Mixer, x: Tensor, tokens: Tokens, cuts: list[int], state: State | None = None) -> Mixed:
@@ -291,7 +292,7 @@ def _padding_between(trial: Trial, mixer: Mixer) -> None:
     y = mixer(x, tokens=tokens._replace(fresh=None)).y
     for b in range(trial.rows):
         kept = tokens.valid[b]
-        alone = mixer(x[b : b + 1, kept]).y
+        alone = mixer(x[b : b + 1, kept], tokens=cut(pick(tokens, slice(b, b + 1)), kept)._replace(fresh=None)).y
         require_equal(y[b : b + 1, kept], alone, "padding in between", trial.sizes(31), tolerance=trial.tolerance)
 
 
@@ -306,7 +307,7 @@ def agreement(trial: Trial) -> None:
             x = trial.input(length).requires_grad_()
             if naive:
                 y = torch.stack([
-                    trial.reference(mixer, x[b], Tokens(*(None if leaf is None else leaf[b] for leaf in tokens))) for b in range(trial.rows)
+                    trial.reference(mixer, x[b], tokens.map(operator.itemgetter(b))) for b in range(trial.rows)
                 ])  # fmt: skip
             else:
                 y = mixer(x, tokens=tokens).y
@@ -339,13 +340,10 @@ def rows_independent(trial: Trial) -> None:
             got = run(x[order], pick(tokens, order))[order]
             require_equal(got, want, f"rows permuted, {name}", trial.sizes(length), tolerance=trial.tolerance)
             mixed = torch.cat((x[:1], other[1:]))
-            theirs = Tokens(
-                *(
-                    torch.cat((a[:1], b[1:]))
-                    for a, b in zip(tokens, their, strict=True)
-                    if a is not None and b is not None
-                )
-            )
+            theirs = their.map(torch.clone)
+            for old, new in zip(theirs[:4], tokens[:4], strict=True):
+                if old is not None and new is not None:
+                    old[:1] = new[:1]
             require_equal(
                 run(mixed, theirs)[:1],
                 want[:1],

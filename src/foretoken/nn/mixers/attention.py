@@ -271,7 +271,7 @@ def _rotate(x_BLHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
     """The same layer for one row, token by token in plain loops; slow, for tests."""
     length, heads = x_LD.shape[0], mixer.config.num_heads
-    told = _tell(Tokens(*(None if part is None else part[None] for part in tokens[:5])), x_LD[None], None)
+    told = _tell(tokens.map(lambda part: part[None]), x_LD[None], None)
     valid, clock, born, position = (part[0] for part in (told.valid, told.clock, told.born, told.position))
     outputs = []
     for i in range(length):

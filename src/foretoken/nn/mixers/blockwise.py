@@ -22,7 +22,7 @@ from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
 from foretoken.nn.mixer import Mixed, Mixer, MixerConfig, Tokens, Visible
-from foretoken.nn.mixers.attention import AttentionConfig
+from foretoken.nn.mixers.attention import Attention, AttentionConfig
 from foretoken.nn.mixers.attention import reference as attention_reference
 from foretoken.nn.scan import NEVER, wide
 
@@ -57,9 +57,7 @@ class BlockwiseAttention(Mixer):
     def __init__(self, config: BlockwiseAttentionConfig, width: int, visible: Visible | None = None) -> None:
         super().__init__()
         self.config, self.visible = config, visible
-        self.attention = (
-            config.attention.build(width) if visible is None else config.attention.build(width, visible=visible)
-        )
+        self.attention = Attention(config.attention, width, visible)
         self.facts = replace(self.attention.facts, parallel="chunk")
 
     def initial_state(self, rows: int) -> State:
@@ -70,7 +68,8 @@ class BlockwiseAttention(Mixer):
     ) -> Mixed:
         if state is not None:
             return self.attention(x_BLD, state, tokens=tokens, read=read)
-        inner, told = self.config.attention, _Told(tokens or Tokens(), x_BLD)
+        inner, tokens = self.config.attention, tokens or Tokens()
+        told = tokens.once(("told by block",), lambda: _Told(tokens, x_BLD))
         qkv = self.attention.qkv(x_BLD).unflatten(-1, (3, inner.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # (B, H, L, E)
         if inner.positions == "rotary":

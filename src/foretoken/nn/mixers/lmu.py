@@ -6,9 +6,9 @@ m holds the coefficients of the signal's last theta steps on N Legendre polynomi
 A and B are the zero-order hold of  A_ij = (2i+1)/theta (-1 if i < j else (-1)^(i-j+1)),  B_i = (2i+1)/theta (-1)^i;  they are
 not learned. What is older than theta is forgotten by construction: choose theta from the task. LMUFormer: Liu et al. 2024
 (ICLR); its one written signal is a bottleneck, which `channels` widens.
-Sequences go C tokens at a time: the last C inputs of each token in one matrix product, then A^C times the memory C tokens
-earlier. A is far from normal (condition of its eigenvectors 1e8 at N = 16, 3e15 at N = 32), so there is no scan in its
-eigenbasis; nor an FFT, whose rounding reaches back in time.
+Sequences go C tokens at a time: what the inputs of a chunk and the memory before it have become at each of its tokens, by
+matrix products with powers of A. A is far from normal (condition of its eigenvectors 1e8 at N = 16, 3e15 at N = 32), so
+there is no scan in its eigenbasis; nor is there an FFT, whose rounding reaches back in time.
 Differs from the paper: no batch normalisation, which would mix rows, padding and time; several written signals are possible.
 """
 
@@ -77,10 +77,10 @@ class LMU(Mixer):
         table = tables(self.order, self.config.theta, self.config.chunk, wide(x_BLD.dtype), x_BLD.device)
         start = None if state is None else state["m"]
         if x_BLD.shape[1] <= FEW:
-            m_BLX, m = _few(u_BLM, *table[:2], start, tokens)  # X: all channels' polynomials
+            m_BLX, m = _few(u_BLM, table[0], table[3][:, 0], start, tokens)  # X: all channels' polynomials
         else:
             closed = tokens.once("closed up", lambda: close_up(tokens))
-            m_BLX, m = _many(closed.close(u_BLM), *table[2:], start=start, closed=closed)
+            m_BLX, m = _many(closed.close(u_BLM), *table[1:], start=start, closed=closed)
             m_BLX = closed.open(m_BLX)
         valid_BL = tokens.valid
         if read is not None:
@@ -105,19 +105,26 @@ def legendre(order: int, theta: float) -> tuple[Tensor, Tensor]:
 def tables(
     order: int, theta: float, chunk: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A^T; B; what an input l tokens back has become, A^l B for l < C, (C, N); A^1 to A^C, (C, N, N). Rounded once."""
+    """What a chunk needs, from float64 rounded once. Memories are rows, so matrices are transposed.
+
+    Returns:
+        B (N,) and then, for steps 0 to C - 1: inputs as they are l steps later, A^l B, (C, N); inputs j as they are at
+        token i of their chunk, (C, C, N), 0 for j > i; memories before a chunk as they are at token i, (A^T)^(i+1), (N, C, N).
+    """
     with torch.inference_mode(False):
         a, b = legendre(order, theta)
         powers = [a]
         for _ in range(chunk - 1):
             powers.append(powers[-1] @ a)
         impulse = torch.stack([b, *(power @ b for power in powers[:-1])])
-        a, b, impulse, power = (part.to(device, dtype) for part in (a.T, b, impulse, torch.stack(powers)))
-        return a, b, impulse, power
+        inside = torch.stack([F.pad(impulse[: chunk - j], (0, 0, j, 0)) for j in range(chunk)])
+        carried = torch.stack(powers).permute(2, 0, 1).contiguous()
+        b, impulse, inside, carried = (part.to(device, dtype) for part in (b, impulse, inside, carried))
+        return b, impulse, inside, carried
 
 
 @in_full_precision
-def _few(u_BLM: Tensor, a: Tensor, b: Tensor, start: Tensor | None, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+def _few(u_BLM: Tensor, b: Tensor, a: Tensor, start: Tensor | None, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
     m = u_BLM.new_zeros(len(u_BLM), u_BLM.shape[2], len(b)) if start is None else start
     memories = []
     for t in range(u_BLM.shape[1]):
@@ -131,39 +138,46 @@ def _few(u_BLM: Tensor, a: Tensor, b: Tensor, start: Tensor | None, tokens: Toke
 
 @in_full_precision
 def _many(
-    u_BLM: Tensor, impulse: Tensor, power: Tensor, *, start: Tensor | None, closed: Closed
+    u_BLM: Tensor, impulse: Tensor, inside: Tensor, carried: Tensor, *, start: Tensor | None, closed: Closed
 ) -> tuple[Tensor, Tensor | None]:
     """The memory at each closed-up token, (B, L, M N), and after the last one if it started from one, (B, M, N)."""
-    length, size, memory = u_BLM.shape[1], len(impulse), closed.memory
-    past = F.pad(u_BLM, (0, 0, size - 1, 0)).unfold(1, size, 1)  # (B, L, M, C), the token's own input last
-    if memory is not None:
-        same = F.pad(memory, (size - 1, 0), value=-1).unfold(1, size, 1) == memory[..., None]
-        past = torch.where(same[:, :, None], past, 0)
-    parts = list(torch.matmul(past.contiguous(), impulse.flip(0)).split(size, dim=1))
-    for i, part in enumerate(parts):
-        begin, end = i * size, i * size + part.shape[1]
-        if i:
-            carried = parts[i - 1][:, : part.shape[1]] @ power[-1].T
-        elif start is not None:
-            carried = torch.einsum("bmn,tkn->btmk", start, power[:end])
-        else:
-            continue
-        if memory is not None:
-            before = memory[:, begin - size : end - size] if i else torch.zeros_like(memory[:, :end])
-            carried = torch.where((memory[:, begin:end] == before)[..., None, None], carried, 0)
-        parts[i] = part + carried
-    m_BLMN = torch.cat(parts, dim=1)
+    rows, length, channels = u_BLM.shape
+    size, order = min(len(impulse), length), impulse.shape[1]
+    count, into = -(-length // size), impulse[:size].flip(0)
+    u = F.pad(u_BLM, (0, 0, 0, count * size - length)).unflatten(1, (count, size)).transpose(2, 3)  # (B, n, M, C)
+    memory = ends = None
+    if closed.memory is None:
+        m_BnMCN = (u.reshape(-1, size) @ inside[:size, :size].flatten(1)).view(*u.shape, order)
+        added = u @ into
+    else:
+        memory = F.pad(closed.memory, (0, count * size - length)).unflatten(1, (count, size))
+        ends = F.pad(memory[..., -1], (1, 0))  # of the memory before each chunk and after the last
+        same = F.pad(memory, (size - 1, 0), value=-1).unfold(2, size, 1) == memory[..., None]
+        m_BnMCN = torch.where(same[:, :, None], F.pad(u, (size - 1, 0)).unfold(3, size, 1), 0) @ into
+        added = m_BnMCN[..., -1, :]
+    if count > 1 or start is not None:
+        m, starts = u.new_zeros(rows, channels, order) if start is None else start, []
+        for i in range(count):
+            starts.append(m)
+            m = m if ends is None else torch.where((ends[:, i + 1] == ends[:, i])[:, None, None], m, 0)
+            m = m @ carried[:, size - 1] + added[:, i]
+        before = torch.stack(starts, 1).view(-1, order) @ carried[:, :size].flatten(1)
+        before = before.view_as(m_BnMCN)
+        if memory is not None and ends is not None:
+            before = torch.where((memory == ends[:, :-1, None])[:, :, None, :, None], before, 0)
+        m_BnMCN = m_BnMCN + before
+    m_BLX = m_BnMCN.transpose(2, 3).flatten(3).flatten(1, 2)[:, :length]
     if start is None:
-        return m_BLMN.flatten(2), None
-    if closed.place is None and memory is None:
-        return m_BLMN.flatten(2), m_BLMN[:, -1]
-    last = torch.full((len(start),), length, device=start.device) if closed.place is None else closed.place[:, -1]
-    row, at = torch.arange(len(start), device=start.device), (last - 1).clamp(min=0)
-    m = torch.where((last > 0)[:, None, None], m_BLMN[row, at], start)
-    if memory is not None and closed.begun is not None:
-        present = torch.where(last > 0, memory[row, at], 0) == closed.begun
+        return m_BLX, None
+    if closed.place is None and closed.memory is None:
+        return m_BLX, m_BLX[:, -1].view_as(start)
+    last = torch.full((rows,), length, device=start.device) if closed.place is None else closed.place[:, -1]
+    row, at = torch.arange(rows, device=start.device), (last - 1).clamp(min=0)
+    m = torch.where((last > 0)[:, None, None], m_BLX[row, at].view_as(start), start)
+    if closed.memory is not None and closed.begun is not None:
+        present = torch.where(last > 0, closed.memory[row, at], 0) == closed.begun
         m = torch.where(present[:, None, None], m, 0)
-    return m_BLMN.flatten(2), m
+    return m_BLX, m
 
 
 def reference(mixer: LMU, x_LD: Tensor, tokens: Tokens) -> Tensor:

@@ -127,9 +127,9 @@ class _Memory(nn.Module):
         self, qk: Tensor, v: Tensor, gates: Tensor, state: State | None, tokens: Tokens, read: slice | None
     ) -> tuple[Tensor, State]:
         """Queries and keys (B, L, 2 keys), values (B, L, values), gates (B, L, 2 heads) without biases -> what is read."""
-        (rows, length, _), (heads, keys, _), cap = v.shape, self.shape, self.config.gate_cap
+        (rows, length, _), (heads, keys, columns), cap = v.shape, self.shape, self.config.gate_cap
         q, k = qk.view(rows, length, 2, heads, keys).unbind(2)
-        v = F.pad(v.view(rows, length, heads, -1), (0, 1), value=1.0)
+        v = F.pad(v.view(rows, length, heads, columns - 1), (0, 1), value=1.0)
         gates = gates + self.bias
         gates = torch.tanh(gates.to(wide(gates.dtype)) / cap) * cap if cap else gates.to(wide(gates.dtype))
         i, f = gates[..., :heads], F.logsigmoid(gates[..., heads:])
@@ -143,7 +143,7 @@ class _Memory(nn.Module):
             )  # fmt: skip
             if read is not None:
                 y, m = y[:, read], m[:, read]
-        h, n = y.split((v.shape[-1] - 1, 1), dim=-1)
+        h, n = y.split((columns - 1, 1), dim=-1)
         least = (math.log(keys) / 2 - m).clamp_min(-60).exp()  # sqrt(keys) e^-m, but not 0, as n . q could be 0 as well
         h = h / torch.maximum(n.abs(), least[..., None])
         h = F.layer_norm(h, h.shape[-1:], eps=self.config.norm_eps).flatten(2)
@@ -258,18 +258,22 @@ def reference(mixer: MLSTM | MLSTM7B, x_LD: Tensor, tokens: Tokens) -> Tensor:
     """The same layers for one row, token by token, with plain exponentials."""
     config, memory, width = mixer.config, mixer.memory, x_LD.shape[1]
     heads, keys, values = memory.shape[0], memory.shape[1], memory.shape[2] - 1
-    outputs, seen, C, n = [], [], 0.0, 0.0
+    outputs: list[Tensor] = []
+    seen: list[Tensor] = []
+    C, n = x_LD.new_zeros(heads, keys, values), x_LD.new_zeros(heads, keys)
     for t, x in enumerate(x_LD):
         if tokens.fresh is not None and tokens.fresh[t]:
-            seen, C, n = [], 0.0, 0.0
+            seen, C, n = [], torch.zeros_like(C), torch.zeros_like(n)
         if tokens.valid is not None and not tokens.valid[t]:
             outputs.append(torch.zeros(width, dtype=x.dtype))
             continue
         if isinstance(mixer, MLSTM):
             u, z = (mixer.up.weight @ x).chunk(2)
             seen.append(u)
-            c = mixer.conv.bias + sum(tap * old for tap, old in zip(mixer.conv.weight.T.flip(0), seen[::-1], strict=False))
-            c = c * c.sigmoid()
+            taps = mixer.conv.weight.T.flip(0)  # the present token's first
+            c = F.silu(
+                mixer.conv.bias + torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0)
+            )
             q, k = (torch.block_diag(*blocks) @ c for blocks in mixer.qk)
             v = torch.block_diag(*mixer.v[0]) @ u
             gates = mixer.gates.weight @ torch.cat((q, k, v))
@@ -285,7 +289,7 @@ def reference(mixer: MLSTM | MLSTM7B, x_LD: Tensor, tokens: Tokens) -> Tensor:
         h = (C * q[:, :, None]).sum(1) / (n * q).sum(1, keepdim=True).abs().clamp(min=1)
         h = (h - h.mean(1, keepdim=True)) / (h.var(1, keepdim=True, unbiased=False) + config.norm_eps).sqrt()
         h = h.flatten() * memory.scale
-        h = (h + mixer.skip * c) * z * z.sigmoid() if isinstance(mixer, MLSTM) else h * z.sigmoid()
+        h = (h + mixer.skip * c) * F.silu(z) if isinstance(mixer, MLSTM) else h * z.sigmoid()
         outputs.append(mixer.out.weight @ h)
     return torch.stack(outputs)
 

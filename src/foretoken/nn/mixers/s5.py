@@ -101,7 +101,7 @@ class S5(Mixer):
         tokens = tokens or Tokens()
         a, held = self.discretised(self._discretise, self.log_dt, self.log_decay, self.frequency)
         added = F.linear(x_BLD, self.b.flatten(0, 1)).to(wide(x_BLD.dtype))
-        added = torch.view_as_complex(added.unflatten(-1, (-1, 2))) * held
+        added = torch.view_as_complex(added.view(*added.shape[:2], len(held), 2)) * held
         h = None if state is None else torch.view_as_complex(state["h"])
         h_BLP = (self._few if x_BLD.shape[1] <= FEW else self._many)(a, added, h, tokens)
         if state is not None and h_BLP.shape[1]:
@@ -135,7 +135,7 @@ class S5(Mixer):
             new = h * a + added[:, t]
             h = new if tokens.valid is None else torch.where(tokens.valid[:, t, None], new, h)
             states.append(h)
-        return torch.stack(states, 1) if states else added
+        return h[:, None] if len(states) == 1 else torch.stack(states, 1) if states else added
 
     def _many(self, a: Tensor, added: Tensor, h: Tensor | None, tokens: Tokens) -> Tensor:
         return linear_scan(*passed(a[None, None], added, tokens.valid, tokens.fresh), h, engine=self.config.engine)

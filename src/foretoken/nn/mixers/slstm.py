@@ -143,10 +143,9 @@ class _Recurrence(torch.autograd.Function):
         """`given` (H, L, B, 4E), what the gates get besides R h; `start` (4, H, B, E)."""
         raw = torch.empty_like(given)
         cells = given.new_empty(4, *given.shape[:3], start.shape[-1])  # (4, H, L, B, E) after each token
-        nothing = None if fresh is None else _nothing(start)
         cell = start
         for t, (known, gates, after) in enumerate(zip(given.unbind(1), raw.unbind(1), cells.unbind(2), strict=True)):
-            before = cell if fresh is None or nothing is None else torch.where(fresh[t], nothing, cell)
+            before = cell if fresh is None else torch.where(fresh[t], _nothing(cell), cell)
             h, c, n, m = before.unbind(0)
             torch.baddbmm(known, h, recurrent, out=gates)
             i, f, z, o = gates.chunk(4, dim=-1)
@@ -171,7 +170,7 @@ class _Recurrence(torch.autograd.Function):
         if fresh is not None:
             before = torch.where(fresh, _nothing(start)[..., None], before)
         h_old, c_old, n_old, m_old = before.unbind(0)
-        h, c, n, m = cells.unbind(0)
+        h, _, n, m = cells.unbind(0)
         i, f, z, o = raw.chunk(4, dim=-1)
         # The slopes of everything in its own token, for all tokens at once.
         keep, take = (F.logsigmoid(f) + m_old - m).exp(), (i - m).exp()
@@ -180,16 +179,18 @@ class _Recurrence(torch.autograd.Function):
         of_n = torch.cat((take, f * n_old), dim=-1)  # of i and f from that of n
         c_by_h, n_by_h, o_by_h = o / n, -h / n, h * (1 - o)
         if valid is not None:
-            of_c, of_n, c_by_h, n_by_h, o_by_h = (torch.where(valid, s, 0) for s in (of_c, of_n, c_by_h, n_by_h, o_by_h))
+            of_c, of_n, c_by_h, n_by_h, o_by_h = (
+                torch.where(valid, s, 0) for s in (of_c, of_n, c_by_h, n_by_h, o_by_h)
+            )
             keep = torch.where(valid, keep, 1)
         of_c, of_n = of_c.unflatten(-1, (3, -1)), of_n.unflatten(-1, (2, -1))
         slopes = [part.unbind(1) for part in (keep, of_c, of_n, c_by_h, n_by_h, o_by_h)]
         of_raw = torch.empty_like(raw).unflatten(-1, (4, -1))  # (H, L, B, 4, E)
-        of_h, back = of_h.unbind(1), recurrent.transpose(1, 2)
+        back = recurrent.transpose(1, 2)
         dh, dc, dn, _ = of_cell.unbind(0)
         for t in reversed(range(raw.shape[1])):
             keep_t, of_c_t, of_n_t, c_by_h_t, n_by_h_t, o_by_h_t = (part[t] for part in slopes)
-            dh = dh + of_h[t]
+            dh = dh + of_h[:, t]
             dc, dn, out = torch.addcmul(dc, dh, c_by_h_t), torch.addcmul(dn, dh, n_by_h_t), of_raw[:, t]
             torch.mul(of_c_t, dc[:, :, None], out=out[:, :, :3])
             out[:, :, :2].addcmul_(of_n_t, dn[:, :, None])
@@ -207,18 +208,22 @@ class _Recurrence(torch.autograd.Function):
 def reference(mixer: SLSTM, x_LD: Tensor, tokens: Tokens) -> Tensor:
     """The same layer for one row, token by token, with plain exponentials."""
     heads, units = mixer.shape
-    outputs, seen, c, n, h = [], [], 0.0, 0.0, x_LD.new_zeros(heads, units)
+    outputs: list[Tensor] = []
+    seen: list[Tensor] = []
+    c, n, h = x_LD.new_zeros(3, heads, units)
     for t, x in enumerate(x_LD):
         if tokens.fresh is not None and tokens.fresh[t]:
-            seen, c, n, h = [], 0.0, 0.0, torch.zeros_like(h)
+            seen, (c, n, h) = [], x_LD.new_zeros(3, heads, units)
         if tokens.valid is not None and not tokens.valid[t]:
             outputs.append(torch.zeros_like(x))
             continue
         seen.append(x)
         u = x
         if mixer.conv is not None:
-            u = sum((tap * old for tap, old in zip(mixer.conv.weight.T.flip(0), seen[::-1], strict=False)), mixer.conv.bias)
-            u = u * u.sigmoid()
+            taps = mixer.conv.weight.T.flip(0)  # the present token's first
+            u = F.silu(
+                mixer.conv.bias + torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0)
+            )
         heard = [torch.stack([h[j] @ mixer.recurrent[j] for j in range(heads)]) + mixer.bias]
         for into, w in zip((u, x), mixer.gates, strict=True):
             heard.append(torch.stack([into.view(heads, units)[j] @ w[j] for j in range(heads)]))

@@ -88,21 +88,22 @@ class TransformerXL(Mixer):
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
         tokens, memory, length = tokens or Tokens(), self.config.memory, x_BLD.shape[1]
-        if not length:
-            return Mixed(x_BLD, state)
+        if not x_BLD.numel():
+            return Mixed(x_BLD[:, read or slice(None)], state)
         held = None if state is None else state["held"]
         pack = tokens.once(("packed", memory, held is None), lambda: _pack(tokens, x_BLD, held, memory))
         new = x_BLD if pack.order is None else _pick(x_BLD, pack.order)
         window = new if state is None else torch.cat((state["inputs"].to(new.dtype), new), dim=1)
         wanted = range(length)[read or slice(None)]
-        if pack.place is None or pack.valid is None:  # queries from the first one that is read
+        if pack.place is None or tokens.valid is None:  # queries from the first one that is read
             first = min(wanted.start, length - 1)
             y_BLD = self._attend(window, length - first, pack.begin, tokens)
-            y_BLD = self.out(y_BLD if read is None else y_BLD[:, : max(wanted.stop - first, 0) : wanted.step])
+            part = slice(wanted.start - first, max(wanted.stop - first, 0), wanted.step)
+            y_BLD = self.out(y_BLD if read is None else y_BLD[:, part])
         else:
             part = slice(wanted.start, wanted.stop, wanted.step)
             y_BLD = _pick(self._attend(window, length, pack.begin, tokens), pack.place[:, part])
-            y_BLD = self.out(y_BLD) * pack.valid[:, part, None]
+            y_BLD = self.out(y_BLD) * tokens.valid[:, part, None]
         if state is None:
             return Mixed(y_BLD)
         kept = window[:, -memory:] if pack.kept is None else _pick(window, pack.kept)
@@ -118,7 +119,7 @@ class TransformerXL(Mixer):
         window_BSD, length, past = window_BSD[:, cut:], length - cut, length - cut - count
         reach, blocked = min(memory, length - 1), count > 2 * memory
         r_RD = tokens.once(("distances", reach, self.width, window_BSD.dtype), lambda: _sinusoids(reach, window_BSD))
-        key = ("hidden", memory, length, count, begin is None)
+        key = ("hidden", memory, length, count)
         hidden = tokens.once(key, lambda: _hidden(begin, cut, length, count, memory if blocked else 0, r_RD))
         q_BCHE, scale = self.query(window_BSD[:, past:]).unflatten(-1, (heads, -1)), self.head_width**-0.5
         by_content, by_distance = ((q_BCHE + bias).flatten(0, 1).transpose(0, 1) for bias in (self.u, self.v))
@@ -156,12 +157,9 @@ class TransformerXL(Mixer):
 class _Packed(NamedTuple):
     """How the valid tokens of a call are closed up, and where memories begin among them; None where nothing needs doing."""
 
-    valid: Tensor | None  # (B, L)
     order: Tensor | None  # (B, L): the token at each place, padding last
     place: Tensor | None  # (B, L): the place of each token
-    begin: (
-        Tensor | None
-    )  # (B, L or 1): where in the window, past and closed-up tokens, the memory of each of these began
+    begin: Tensor | None  # (B, L or 1): where in the window the memory of the token at each place began
     kept: Tensor | None  # (B, M): what of the window is kept
     held: Tensor | None  # (B,)
 
@@ -183,8 +181,8 @@ def _pack(tokens: Tokens, x_BLD: Tensor, held: Tensor | None, memory: int) -> _P
         begin = torch.where(tokens.fresh, past + before, 0 if begin is None else begin).cummax(1).values
         last = begin[:, -1]
         begin = begin if order is None else begin.gather(1, order)
-    kept_count = None if held is None else torch.as_tensor(end - last).clamp(max=memory)
-    return _Packed(tokens.valid, order, place, begin, kept, kept_count)
+    holds = None if held is None else torch.as_tensor(end - last).clamp(max=memory)
+    return _Packed(order, place, begin, kept, holds)
 
 
 def _pick(x_BLD: Tensor, at: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def claim() -> Claim:
     arms = {
         "window": base.replace(system=window, training=base.training.replace(batch_size=128)),
         "cache": base,
-        "recurrent": base.replace(system=base.system.replace(backbone=recurrent().system.backbone)),
+        "recurrent": base.replace(system=recurrent().system),
     }
     return Claim(
         says="The cache and the recurrent state each earn at the top target at least 95 % of what the window earns, or no less than "
