@@ -166,9 +166,9 @@ class RecurrentMemory(nn.Module):
 class _Piece(NamedTuple):
     """Tokens (B, W, D) of which each row's lie in one segment.
 
-    `age` (B, W) is how many tokens each has before it since memory began; -1 where there is no token; None = in all
-    rows all tokens exist and memory began with the first piece. `begins`, `closes`: whether a segment begins or closes here in any row; `full`: whether all
-    tokens exist.
+    `age` (B, W) is how many tokens each has before it since memory began, -1 where there is no token; None = all exist, and
+    memory began with the first piece. `begins`, `closes`: whether a segment begins or closes here in any row; `full`: whether
+    all tokens exist.
     """
 
     x: Tensor

@@ -76,10 +76,11 @@ def test_state_and_gates_stay_in_float32_under_autocast(config: DeltaNetConfig) 
 
 
 @pytest.mark.parametrize("config", [DeltaNetConfig(), GATED], ids=["plain", "gated"])
-def test_no_rows_and_rows_of_nothing_but_padding(config: DeltaNetConfig) -> None:
+def test_no_rows_no_tokens_and_rows_of_nothing_but_padding(config: DeltaNetConfig) -> None:
     torch.manual_seed(0)
     mixer = config.build(16)
     assert mixer(torch.randn(0, 7, 16)).y.shape == (0, 7, 16)
+    assert mixer(torch.randn(2, 0, 16), mixer.initial_state(2)).y.shape == (2, 0, 16)
     x = torch.randn(2, 40, 16, requires_grad=True)
     valid = torch.tensor([[True], [False]]).expand(-1, 40)
     y = mixer(x, tokens=Tokens(valid=valid)).y

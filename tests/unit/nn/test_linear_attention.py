@@ -47,4 +47,9 @@ def test_state_stays_in_float32_under_autocast() -> None:
     assert got.state["memory"].dtype == torch.float32
     torch.testing.assert_close(got.state["memory"], want.state["memory"], rtol=0.03, atol=0.3)
     assert mixer.bfloat16()(x.bfloat16()).y.dtype == torch.bfloat16
-    assert mixer(torch.randn(0, 7, 8).bfloat16()).y.shape == (0, 7, 8)
+
+
+def test_no_rows_and_no_tokens() -> None:
+    mixer = LinearAttentionConfig().build(8)
+    assert mixer(torch.randn(0, 7, 8)).y.shape == (0, 7, 8)
+    assert mixer(torch.randn(2, 0, 8), mixer.initial_state(2)).y.shape == (2, 0, 8)

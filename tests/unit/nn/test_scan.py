@@ -111,6 +111,15 @@ def test_lengths_around_the_chunk(kind: str, length: int) -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("engine", ["auto", "sequential", "chunked"])
+def test_no_tokens_leave_the_state_as_it_is(kind: str, engine: str) -> None:
+    x = inputs(True, length=0)
+    y, S = RUNS[kind](x, engine=engine)
+    assert y.shape == (B, 0, H, E)
+    require_equal(S, x["state"] * (math.exp(M) if kind == "exponential" else 1), kind, "L=0", tolerance=1e-12)
+
+
+@KINDS
 @pytest.mark.parametrize("engine", ["sequential", "chunked"])
 def test_float32_is_accurate(kind: str, engine: str) -> None:
     exact, x = inputs(True, length=301), inputs(True, length=301, dtype=torch.float32)

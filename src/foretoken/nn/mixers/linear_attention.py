@@ -70,11 +70,10 @@ class LinearAttention(Mixer):
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
         tokens, config = tokens or Tokens(), self.config
-        qkv = self.qkv(x_BLD)
-        qk, v = qkv.unflatten(-1, (3, *self.heads)).tensor_split((2,), dim=2)
-        q, k = feature_map(qk.to(wide(qk.dtype)), config.features).unbind(2)
+        qkv = self.qkv(x_BLD).unflatten(-1, (3, *self.heads))
+        q, k = feature_map(qkv[:, :, :2].to(wide(qkv.dtype)), config.features).unbind(2)
         y, memory = decayed(
-            q, k, F.pad(v.squeeze(2), (0, 1), value=1.0), state=None if state is None else state["memory"],
+            q, k, F.pad(qkv[:, :, 2], (0, 1), value=1.0), state=None if state is None else state["memory"],
             valid=tokens.valid, fresh=tokens.fresh, chunk=config.chunk, engine=config.engine,
         )  # fmt: skip
         valid = tokens.valid

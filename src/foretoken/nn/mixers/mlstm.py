@@ -272,7 +272,7 @@ def reference(mixer: MLSTM | MLSTM7B, x_LD: Tensor, tokens: Tokens) -> Tensor:
             seen.append(u)
             taps = mixer.conv.weight.T.flip(0)  # the present token's first
             c = F.silu(
-                mixer.conv.bias + torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0)
+                torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0) + mixer.conv.bias
             )
             q, k = (torch.block_diag(*blocks) @ c for blocks in mixer.qk)
             v = torch.block_diag(*mixer.v[0]) @ u

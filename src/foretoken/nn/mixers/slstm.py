@@ -222,7 +222,7 @@ def reference(mixer: SLSTM, x_LD: Tensor, tokens: Tokens) -> Tensor:
         if mixer.conv is not None:
             taps = mixer.conv.weight.T.flip(0)  # the present token's first
             u = F.silu(
-                mixer.conv.bias + torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0)
+                torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0) + mixer.conv.bias
             )
         heard = [torch.stack([h[j] @ mixer.recurrent[j] for j in range(heads)]) + mixer.bias]
         for into, w in zip((u, x), mixer.gates, strict=True):
