@@ -7,7 +7,8 @@
 
 `valid` and `fresh` (B, L) are those of `Tokens`: a padded token passes the state on, a fresh one clears it first. Everything
 here runs in float32 or better whatever the precision around it; decays come as logarithms <= 0, and no cumulative product is
-ever divided by. Engines agree to rounding; "auto" picks by sizes alone, so that the same run takes the same path on every day.
+ever divided by. Engines agree to rounding; "auto" picks by sizes
+and by whether gradients are on, never by a clock, so that the same run takes the same path every day.
 """
 
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None, *, engine: Sc
     Returns:
         (B, L, ...) in the broadcast shape.
     """
-    if b.shape[1] == 1:  # one step while streaming
+    if a.shape[1] == b.shape[1] == 1:  # one step while streaming
         return b.expand(torch.broadcast_shapes(a.shape, b.shape)) if start is None else b + a * start[:, None]
     shape = torch.broadcast_shapes(a.shape, b.shape)
     dtype = torch.promote_types(a.dtype, b.dtype)
@@ -90,8 +91,8 @@ def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None, *, engine: Sc
         dtype = torch.promote_types(dtype, start.dtype)
     a, b = a.to(dtype), b.to(dtype)
     if start is not None and shape[1]:
-        first = (b[:, :1] + a[:, :1] * start.to(dtype)[:, None]).expand(-1, 1, *shape[2:])
-        b = torch.cat((first, b[:, 1:].expand(-1, -1, *shape[2:])), dim=1)
+        first = b[:, :1] + a[:, :1] * start.to(dtype)[:, None]
+        b = torch.cat((first.expand(-1, 1, *shape[2:]), b.expand(shape)[:, 1:]), dim=1)
     if engine == "auto":
         engine = scan_engine(shape)
     return _Scan.apply(a.expand(shape), b.expand(shape), engine)
@@ -255,6 +256,8 @@ def decayed(
         y (B, L, H, E), of no meaning at padded tokens, and the state after the last token.
     """
     S = _begin(state, k, v)
+    if not q.shape[1]:
+        return v, S
     if _stepwise(engine, q.shape[1]):
         outputs = []
         for t in range(q.shape[1]):
@@ -299,6 +302,8 @@ def delta_rule(
         y (B, L, H, E), of no meaning at padded tokens, and the state after the last token.
     """
     S = _begin(state, k, v)
+    if not q.shape[1]:
+        return v, S
     if _stepwise(engine, q.shape[1]):
         outputs = []
         for t in range(q.shape[1]):
@@ -346,6 +351,8 @@ def exponential(
         y e^-m (B, L, H, E) and m (B, L, H), of no meaning at padded tokens, and the state after the last token.
     """
     S, m = (_begin(None, k, v), k.new_full((k.shape[0], k.shape[2]), NEVER)) if state is None else state
+    if not q.shape[1]:
+        return v, log_input, (S, m)
     if _stepwise(engine, q.shape[1]):
         outputs, maxima = [], []
         for t in range(q.shape[1]):

@@ -74,7 +74,9 @@ def _origins(records: Iterable[Mapping[str, Any]]) -> list[str]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         machine, versions = record.get("machine", {}), record.get("versions", {})
-        groups.setdefault(f"{machine.get('cpu') or 'an unnamed CPU'}, torch {versions.get('torch', '?')}", []).append(record)
+        groups.setdefault(f"{machine.get('cpu') or 'an unnamed CPU'}, torch {versions.get('torch', '?')}", []).append(
+            record
+        )
     told = []
     for place, members in groups.items():
         dates = sorted({record.get("date", "?") for record in members})

@@ -91,7 +91,7 @@ def train(config: MixerConfig, task: Task, seed: int, updates: int | None = None
     AdamW, a tenth of the updates warming up, then a cosine to zero; gradients are clipped to norm 1.
     """
     budget = updates or task.updates
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with _apart():
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         learner = Learner(config, task)
@@ -148,8 +148,8 @@ def measure_costs(
         length, rows: of the sequences for forward and backward; the yardstick is plain causal attention.
         seconds: about how long the second measurement may take; at least three rounds are made.
     """
-    mixer: Mixer = config.build(WIDTH)
-    with _one_thread():
+    with _apart():
+        mixer: Mixer = config.build(WIDTH)
         step, cell = _step_times(mixer, nn.LSTMCell(WIDTH, WIDTH), steps)
         training, plain = _training_times(mixer, _PlainAttention(), torch.randn(rows, length, WIDTH), seconds)
     return {
@@ -190,12 +190,14 @@ def _training_times(mixer: Mixer, plain: nn.Module, x_BLD: Tensor, seconds: floa
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _apart() -> Iterator[None]:
+    """On one thread, and leaving the caller's random numbers as they were."""
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -235,7 +237,8 @@ def probe(
     if record and (record["mixer"], record["protocol"]) != (config.to_json(), protocol):
         tell(f"{key}: other settings than in {file}, which starts over")
         record = {}
-    facts = config.build(WIDTH).facts
+    with _apart():
+        facts = config.build(WIDTH).facts
     record = {
         "format": FORMAT, "version": VERSION, "key": key, "mixer": config.to_json(), "protocol": protocol,
         "facts": {name: getattr(facts, name) for name in ("state_bytes", "streaming", "max_context", "parallel")},
@@ -284,7 +287,9 @@ def read_record(file: Path) -> dict[str, Any]:
         came = f"{record['format']!r} version {record['version']!r}"
     except (ValueError, KeyError, TypeError) as problem:
         came = repr(problem)
-    raise DataError(f"{file} must be {FORMAT!r} version {VERSION}, as `foretoken probe` writes it, got {came}; remove it")
+    raise DataError(
+        f"{file} must be {FORMAT!r} version {VERSION}, as `foretoken probe` writes it, got {came}; remove it"
+    )
 
 
 def _write(file: Path, record: Mapping[str, Any]) -> None:

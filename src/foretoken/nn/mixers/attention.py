@@ -20,6 +20,8 @@ from foretoken.core.state import State
 from foretoken.nn.dropout import dropout
 from foretoken.nn.mixer import Facts, Mixed, Mixer, MixerConfig, Tokens, Visible, may_write_in_place
 
+_FEW = 8  # up to so many tokens, one larger product costs less than two
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(MixerConfig):
@@ -76,11 +78,9 @@ class Attention(Mixer):
         )
 
     def initial_state(self, rows: int) -> State:
-        weight = self.qkv.weight
-        cache = (rows, self.slots, self.config.num_heads, self.width // self.config.num_heads)
-        state = {
-            "keys": weight.new_zeros(cache),  # the token of clock c lies at slot c mod S
-            "values": weight.new_zeros(cache),
+        weight, heads = self.qkv.weight, self.config.num_heads
+        state = {  # keys and values: the token of clock c lies at slot c mod S
+            "kept": weight.new_zeros(rows, self.slots, 2, heads, self.width // heads),
             "count": weight.new_zeros(rows, dtype=torch.int64),  # valid tokens since the state began
             "born": weight.new_zeros(rows, dtype=torch.int64),  # the count at which the present memory began
         }
@@ -93,20 +93,20 @@ class Attention(Mixer):
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
         tokens = tokens or Tokens()
-        heads = (*x_BLD.shape[:2], self.config.num_heads, self.width // self.config.num_heads)
-        if read is None:
-            q, k, v = (part.view(heads) for part in self.qkv(x_BLD).chunk(3, dim=-1))
-        else:  # queries only where they are read
-            bias = self.qkv.bias
+        heads, head_width = self.config.num_heads, self.width // self.config.num_heads
+        if read is not None and x_BLD.shape[1] > _FEW:  # queries only where they are read
+            weight, bias = self.qkv.weight, self.qkv.bias
             at, rest = slice(None, self.width), slice(self.width, None)
-            q = F.linear(x_BLD[:, read], self.qkv.weight[at], None if bias is None else bias[at])
-            q = q.unflatten(-1, heads[2:])
-            kv = F.linear(x_BLD, self.qkv.weight[rest], None if bias is None else bias[rest])
-            k, v = (part.view(heads) for part in kv.chunk(2, dim=-1))
+            q = F.linear(x_BLD[:, read], weight[at], None if bias is None else bias[at]).unflatten(-1, (heads, -1))
+            kv = F.linear(x_BLD, weight[rest], None if bias is None else bias[rest])
+            k, v = kv.view(*x_BLD.shape[:2], 2, heads, head_width).unbind(2)
+        else:
+            q, k, v = self.qkv(x_BLD).view(*x_BLD.shape[:2], 3, heads, head_width).unbind(2)
+            q = _at(q, read)
         new = tokens.once(("told", state is None), lambda: _tell(tokens, x_BLD, state))
         if self.config.positions == "rotary":
-            key = ("rotary", state is None, heads[-1], self.config.rotary_base, x_BLD.dtype)
-            turn = tokens.once(key, lambda: _turn(new.position, heads[-1], self.config.rotary_base, q.dtype))
+            key = ("rotary", state is None, head_width, self.config.rotary_base, q.dtype)
+            turn = tokens.once(key, lambda: _turn(new.position, head_width, self.config.rotary_base, q.dtype))
             q, k = _rotate(q, *(_at(part, read) for part in turn)), _rotate(k, *turn)
         if state is None:
             y_BLHE = self._attend(q, k, v, self._whole_mask(new, tokens, read, q.dtype))
@@ -163,10 +163,11 @@ class Attention(Mixer):
         if known and may_write_in_place() and k.shape[1] <= self.config.slack + 1:
             after = self._write(k, v, new, tokens, state)  # what the new tokens push out is out of everybody's reach
             mask = tokens.once(key, lambda: self._ring_mask(new.at(read), self._held(after), tokens, q.dtype))
-            return self._attend(q, after["keys"], after["values"], mask), after
+            return self._attend(q, *after["kept"].unbind(2), mask), after
         both = self._held(state).then(new)
         mask = tokens.once(key, lambda: self._ring_mask(new.at(read), both, tokens, q.dtype))
-        y = self._attend(q, torch.cat((state["keys"], k), 1), torch.cat((state["values"], v), 1), mask)
+        k_kept, v_kept = state["kept"].unbind(2)
+        y = self._attend(q, torch.cat((k_kept, k), 1), torch.cat((v_kept, v), 1), mask)
         return y, self._write(k, v, new, tokens, state)
 
     def _ring_mask(self, query: "_Told", key: "_Told", tokens: Tokens, dtype: torch.dtype) -> Tensor:
@@ -188,23 +189,26 @@ class Attention(Mixer):
     def _write(self, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, state: State) -> State:
         """The last `slots` valid tokens of each row, at slots counted per row."""
 
-        def make() -> tuple[Tensor, Tensor, Tensor | None]:
+        def make() -> tuple[Tensor, Tensor | None]:
             if tokens.valid is None:
                 clock = new.clock[:, -self.slots :]
-                return torch.arange(len(clock), device=clock.device)[:, None], clock % self.slots, None
+                rows = torch.arange(len(clock), device=clock.device)[:, None]
+                return (rows * self.slots + clock % self.slots).flatten(), None
             kept = new.valid & (new.clock > new.clock[:, -1:] - self.slots)
             rows, columns = kept.nonzero(as_tuple=True)
-            return rows, new.clock[rows, columns] % self.slots, columns
+            place = rows * new.clock.shape[1] + columns
+            return rows * self.slots + new.clock.flatten()[place] % self.slots, place
 
-        rows, slots, columns = tokens.once(("slots", self.slots), make)
-        fields = {"keys": k, "values": v}
+        target, place = tokens.once(("slots", self.slots), make)
+        fields = {"kept": torch.stack((k, v), dim=2)}
         if self.visible is not None:
             fields |= {"step": new.step, "group": new.group, "position": new.position}
         written = {}
         for name, values in fields.items():
-            put = state[name].index_put_ if may_write_in_place() else state[name].index_put
-            picked = values[:, -self.slots :] if columns is None else values[rows, columns]
-            written[name] = put((rows, slots), picked.to(state[name].dtype))
+            ring = state[name].flatten(0, 1)
+            put = ring.index_copy_ if may_write_in_place() else ring.index_copy
+            values = values[:, -self.slots :].flatten(0, 1) if place is None else values.flatten(0, 1)[place]
+            written[name] = put(0, target, values.to(ring.dtype)).view_as(state[name])
         return {**state, **written, "count": new.clock[:, -1] + 1, "born": new.born[:, -1]}
 
 
@@ -256,16 +260,16 @@ def _tell(tokens: Tokens, x_BLD: Tensor, state: State | None) -> _Told:
 
 
 def _turn(position_BL: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions, (B, L, 1, E/2): pair (e, e + E/2) turns by position * base^(-2e/E)."""
+    """Cosines and signed sines of rotary positions, (B, L, 1, E): pair (e, e + E/2) turns by position * base^(-2e/E)."""
     half = head_width // 2
     rate = base ** (-torch.arange(half, device=position_BL.device, dtype=torch.float64) / half)
     angle = position_BL[..., None, None].double() * rate
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def _rotate(x_BLHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x_BLHE.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return torch.addcmul(x_BLHE * cos, x_BLHE.roll(x_BLHE.shape[-1] // 2, dims=-1), sin)
 
 
 def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:

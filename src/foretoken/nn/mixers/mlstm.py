@@ -270,10 +270,9 @@ def reference(mixer: MLSTM | MLSTM7B, x_LD: Tensor, tokens: Tokens) -> Tensor:
         if isinstance(mixer, MLSTM):
             u, z = (mixer.up.weight @ x).chunk(2)
             seen.append(u)
-            taps = mixer.conv.weight.T.flip(0)  # the present token's first
-            c = F.silu(
-                torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0) + mixer.conv.bias
-            )
+            bias, taps = mixer.conv.bias, mixer.conv.weight.T.flip(0)  # the present token's tap first
+            assert bias is not None
+            c = F.silu(torch.stack([bias, *(w * old for w, old in zip(taps, seen[::-1], strict=False))]).sum(0))
             q, k = (torch.block_diag(*blocks) @ c for blocks in mixer.qk)
             v = torch.block_diag(*mixer.v[0]) @ u
             gates = mixer.gates.weight @ torch.cat((q, k, v))

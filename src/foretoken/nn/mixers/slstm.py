@@ -220,10 +220,9 @@ def reference(mixer: SLSTM, x_LD: Tensor, tokens: Tokens) -> Tensor:
         seen.append(x)
         u = x
         if mixer.conv is not None:
-            taps = mixer.conv.weight.T.flip(0)  # the present token's first
-            u = F.silu(
-                torch.stack([w * old for w, old in zip(taps, seen[::-1], strict=False)]).sum(0) + mixer.conv.bias
-            )
+            bias, taps = mixer.conv.bias, mixer.conv.weight.T.flip(0)  # the present token's tap first
+            assert bias is not None
+            u = F.silu(torch.stack([bias, *(w * old for w, old in zip(taps, seen[::-1], strict=False))]).sum(0))
         heard = [torch.stack([h[j] @ mixer.recurrent[j] for j in range(heads)]) + mixer.bias]
         for into, w in zip((u, x), mixer.gates, strict=True):
             heard.append(torch.stack([into.view(heads, units)[j] @ w[j] for j in range(heads)]))
