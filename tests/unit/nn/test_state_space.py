@@ -10,8 +10,9 @@ from torch import Tensor
 from foretoken.core.errors import ConfigError
 from foretoken.nn.mixer import MixerConfig, Tokens
 from foretoken.nn.mixers.lmu import LMUConfig, legendre
-from foretoken.nn.mixers.s4d import S4DConfig, hippo, power_less_one, powers
+from foretoken.nn.mixers.s4d import S4DConfig
 from foretoken.nn.mixers.s5 import S5Config
+from foretoken.nn.state_space import hippo, power_less_one, powers
 
 MIXERS = (S4DConfig(chunk=8), S4DConfig(engine="fft"), S5Config(), LMUConfig(order=16, chunk=8))
 

@@ -163,7 +163,8 @@ class Attention(Mixer):
         if known and may_write_in_place() and k.shape[1] <= self.config.slack + 1:
             after = self._write(k, v, new, tokens, state)  # what the new tokens push out is out of everybody's reach
             mask = tokens.once(key, lambda: self._ring_mask(new.at(read), self._held(after), tokens, q.dtype))
-            return self._attend(q, *after["kept"].unbind(2), mask), after
+            k, v = after["kept"].unbind(2)
+            return self._attend(q, k, v, mask), after
         both = self._held(state).then(new)
         mask = tokens.once(key, lambda: self._ring_mask(new.at(read), both, tokens, q.dtype))
         k_kept, v_kept = state["kept"].unbind(2)

@@ -23,8 +23,8 @@ from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
 from foretoken.nn.mixer import Facts, Mixed, Mixer, MixerConfig, Tokens
-from foretoken.nn.mixers.s4d import FEW, Closed, close_up
 from foretoken.nn.scan import in_full_precision, wide
+from foretoken.nn.state_space import FEW, Closed, close_up
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
 from foretoken.nn.mixer import Facts, Mixed, Mixer, MixerConfig, Tokens
-from foretoken.nn.mixers.s4d import FEW, Remembered, hippo, power_less_one, powers
 from foretoken.nn.scan import ScanEngine, linear_scan, passed, wide
+from foretoken.nn.state_space import FEW, Remembered, hippo, power_less_one, powers
 
 
 @dataclass(frozen=True, kw_only=True)
