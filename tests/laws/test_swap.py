@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from foretoken.core.errors import ConfigError
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.nn.mixer import MixerConfig
 from foretoken.nn.mixers import shelf
 from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.stack import BlockConfig, StackConfig
+from foretoken.nn.mixers.mamba2 import Mamba2Config
+from foretoken.nn.recurrent_memory import RecurrentMemoryConfig
+from foretoken.nn.stack import BlockConfig, StackConfig, with_mixer
+from foretoken.systems.offline import decision_transformer
 from foretoken.testing.methods import LAWS, Trial
 from foretoken.testing.stores import SPECS
 
@@ -45,3 +49,28 @@ class TestDecisionTransformer:
             y = torch.cat((y, stack(x, state).y), 1)
         y.float().square().sum().backward()
         assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+
+
+def test_with_mixer_swaps_every_block() -> None:
+    whole = decision_transformer.smoke()
+    swapped = with_mixer(whole, Mamba2Config())
+    assert swapped.system.backbone.pattern[0] == whole.system.backbone.pattern[0].replace(mixer=Mamba2Config())
+    assert swapped.training == whole.training
+    with pytest.raises(ConfigError, match="no BlockConfig"):
+        with_mixer(whole.training, Mamba2Config())
+
+
+class TestRecurrentMemory:
+    """Memory tokens around a stack take its place."""
+
+    CONFIG = ConditionedCloningConfig(
+        context=9, reading="stream",
+        backbone=RecurrentMemoryConfig(backbone=StackConfig(width=12, num_layers=2), memory_tokens=2, segment=6),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("law", LAWS)
+    def test_reads_a_stream(self, law):
+        LAWS[law](Trial(self.CONFIG, SPECS["continuous"], acting="streaming"))
+
+    def test_reads_windows(self):
+        LAWS["acting_is_forward"](Trial(self.CONFIG.replace(reading="window"), SPECS["discrete"]))

@@ -31,10 +31,10 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, settings = parser.parse_known_args(rest)
     if options.help:
-        return _explain(parser, words)
+        return _explain(parser, words, options.mixer)
     if options.resume:
         return _resume(options, words, settings)
-    experiment = _experiment(words, settings)
+    experiment = _experiment(words, settings, options.mixer)
     return _run(experiment, _folder(experiment, words, options.out), options, argv, resume=False)
 
 
@@ -63,20 +63,23 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="store_true", help="show this help; after SYSTEM PRESET, all settings")
     parser.add_argument("--out", metavar="RUN", help="the new run's folder (default: runs/<system>-<preset>-<time>)")
+    parser.add_argument(
+        "--mixer", metavar="NAME", help="in every layer, with its defaults; docs/mixers.md has the shelf"
+    )
     parser.add_argument("--resume", metavar="RUN", help="continue this run with its own settings")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings as JSON, and do nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
 
-def _explain(parser: Parser, words: list[str]) -> int:
+def _explain(parser: Parser, words: list[str], mixer: str | None) -> int:
     if len(words) == 2:
-        _experiment(words, ["--help"])
+        _experiment(words, ["--help"], mixer)
     print(parser.format_help())
     return 0
 
 
-def _experiment(words: list[str], settings: list[str]) -> "Experiment":
+def _experiment(words: list[str], settings: list[str], mixer: str | None = None) -> "Experiment":
     if not words:
         raise ConfigError(
             "train needs a system and a preset, for example `train decision_transformer cpu`; `foretoken list` shows the systems"
@@ -85,10 +88,17 @@ def _experiment(words: list[str], settings: list[str]) -> "Experiment":
     if len(words) == 1:
         raise ConfigError(f"train needs a preset of {entry.name}: {', '.join(presets(entry.file))}")
     default = find_preset(entry, words[1])()
+    if mixer:
+        from foretoken.nn.mixers import find
+        from foretoken.nn.stack import with_mixer
+
+        default = with_mixer(default, find(mixer)())
     return read_settings(default, settings, f"foretoken train {entry.name} {words[1]}")
 
 
-_DESCRIPTION = "Trains with these settings; `foretoken train --help` explains --out, --resume, --dry-run and --quiet."
+_DESCRIPTION = (
+    "Trains with these settings; `foretoken train --help` explains --out, --mixer, --resume, --dry-run and --quiet."
+)
 
 
 def read_settings(default: "Experiment", words: list[str], program: str) -> "Experiment":
@@ -118,8 +128,8 @@ def _unboxed(text: str) -> str:
 def _resume(options: Namespace, words: list[str], settings: list[str]) -> int:
     from foretoken.experiment import Run
 
-    if settings or options.out:
-        given = " ".join(settings or ["--out", options.out])
+    if settings or options.out or options.mixer:
+        given = " ".join(settings or (["--out", options.out] if options.out else ["--mixer", options.mixer]))
         raise ConfigError(f"a resumed run keeps its settings and folder, got {given!r}; start a new run to change them")
     run = Run.open(options.resume)
     if words:

@@ -28,6 +28,7 @@ from foretoken.nn.embed.observations import ObservationConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
 from foretoken.nn.heads.base import BySpaceConfig, HeadConfig, Prediction
 from foretoken.nn.mixer import Tokens
+from foretoken.nn.recurrent_memory import RecurrentMemoryConfig
 from foretoken.nn.stack import StackConfig
 
 
@@ -36,7 +37,7 @@ class ConditionedCloningConfig(Config):
     """
     Args:
         context: steps of a window, K.
-        backbone: the sequence network.
+        backbone: the sequence network; with recurrent memory, `context` holds several of its segments.
         condition: what actions are conditioned on; None clones behaviour.
         observation: how observations are read.
         time: where a step's position comes from.
@@ -51,7 +52,7 @@ class ConditionedCloningConfig(Config):
     """
 
     context: int = 20
-    backbone: StackConfig = StackConfig()
+    backbone: StackConfig | RecurrentMemoryConfig = StackConfig()
     condition: ConditionConfig | None = ReturnToGoConfig()
     observation: ObservationConfig = ObservationConfig()
     time: EpisodeTimeConfig | WindowTimeConfig = EpisodeTimeConfig()

@@ -1,8 +1,8 @@
 """The one residual stack under every system: norm order, feed-forward, cross-attention, conditioning, per-layer pattern."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from foretoken.nn.dropout import dropout
 from foretoken.nn.feed_forward import FeedForwardConfig, MLPConfig
 from foretoken.nn.mixer import Mixed, MixerConfig, Tokens, Visible
 from foretoken.nn.mixers.attention import AttentionConfig
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 class Seen(NamedTuple):
@@ -284,3 +286,28 @@ def initialise(module: nn.Module, std: float) -> None:
             start = getattr(part.mixer, "start", None)
             if start is not None:
                 start()
+
+
+def with_mixer(config: AnyConfig, mixer: MixerConfig) -> AnyConfig:
+    """A config with `mixer` in every block of it, however deep: `with_mixer(cpu(), Mamba2Config())`.
+
+    Raises:
+        ConfigError: there is no block in it.
+    """
+    changed = _swapped(config, mixer)
+    if changed is config:
+        raise ConfigError(f"{type(config).__name__} holds no BlockConfig whose mixer could be swapped")
+    return changed
+
+
+def _swapped(value: Any, mixer: MixerConfig) -> Any:
+    if isinstance(value, BlockConfig):
+        return value.replace(mixer=mixer)
+    if isinstance(value, tuple):
+        parts = tuple(_swapped(part, mixer) for part in value)
+        return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
+    if not isinstance(value, Config):
+        return value
+    swapped = {entry.name: _swapped(getattr(value, entry.name), mixer) for entry in fields(value) if entry.init}
+    new = {name: part for name, part in swapped.items() if part is not getattr(value, name)}
+    return value.replace(**new) if new else value

@@ -37,6 +37,14 @@ def test_the_default_folder_tells_system_and_preset(store, foretoken) -> None:
     assert folder.name.startswith("dt-smoke-2") and f"run: {folder}" in answer.out
 
 
+def test_any_mixer_can_take_the_place_of_a_preset_s(foretoken) -> None:
+    answer = foretoken("train", "decision_transformer", "smoke", "--dry-run", "--mixer", "delta-net")
+    pattern = json.loads(answer.out)["system"]["backbone"]["pattern"]
+    assert all(block["mixer"]["class"].endswith("DeltaNetConfig") for block in pattern)
+    refused = foretoken("train", "decision_transformer", "smoke", "--mixer", "mamba3")
+    assert refused.code and "did you mean 'mamba'" in refused.err
+
+
 def test_dry_run_prints_the_settings_and_makes_nothing(foretoken) -> None:
     words = ("--system.condition.scale", 3, "--training.updates", 5, "--evaluation.targets", -1, 4, "--seed", 7)
     answer = foretoken("train", "decision_transformer", "smoke", "--dry-run", *words)

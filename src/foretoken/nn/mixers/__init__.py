@@ -3,6 +3,8 @@
 import importlib
 import pkgutil
 
+from foretoken.core.errors import UnknownName
+from foretoken.core.names import nearest
 from foretoken.nn.mixer import MixerConfig
 
 
@@ -17,3 +19,11 @@ def shelf() -> dict[str, type[MixerConfig]]:
             name = kind.__name__.removesuffix("Config").lower()
             found[info.name if len(kinds) == 1 or name == info.name.replace("_", "") else name] = kind
     return found
+
+
+def find(name: str) -> type[MixerConfig]:
+    """The config of the mixer with this key. Raises UnknownName, with the nearest one."""
+    known, key = shelf(), name.replace("-", "_")
+    if key not in known:
+        raise UnknownName(f"no mixer is called {name!r}{nearest(key, known)}; there are {', '.join(known)}")
+    return known[key]
