@@ -53,6 +53,8 @@ class AttentionConfig(MixerConfig):
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.rotary_base <= 0:
+            raise ConfigError(f"rotary_base must be positive, got {self.rotary_base}")
 
 
 @configures(AttentionConfig)
@@ -92,6 +94,8 @@ class Attention(Mixer):
     def forward(
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
+        if not x_BLD.shape[1]:
+            return Mixed(x_BLD, state)
         tokens = tokens or Tokens()
         heads, head_width = self.config.num_heads, self.width // self.config.num_heads
         if read is not None and x_BLD.shape[1] > _FEW:  # queries only where they are read
@@ -100,14 +104,21 @@ class Attention(Mixer):
             q = F.linear(x_BLD[:, read], weight[at], None if bias is None else bias[at]).unflatten(-1, (heads, -1))
             kv = F.linear(x_BLD, weight[rest], None if bias is None else bias[rest])
             k, v = kv.view(*x_BLD.shape[:2], 2, heads, head_width).unbind(2)
+            qk = None
         else:
-            q, k, v = self.qkv(x_BLD).view(*x_BLD.shape[:2], 3, heads, head_width).unbind(2)
-            q = _at(q, read)
+            qkv = self.qkv(x_BLD).view(*x_BLD.shape[:2], 3, heads, head_width)
+            q, k, v = qkv.unbind(2)
+            qk = qkv[:, :, :2]
         new = tokens.once(("told", state is None), lambda: _tell(tokens, x_BLD, state))
         if self.config.positions == "rotary":
             key = ("rotary", state is None, head_width, self.config.rotary_base, q.dtype)
-            turn = tokens.once(key, lambda: _turn(new.position, head_width, self.config.rotary_base, q.dtype))
-            q, k = _rotate(q, *(_at(part, read) for part in turn)), _rotate(k, *turn)
+            cos, sin = tokens.once(key, lambda: _turn(new.position, head_width, self.config.rotary_base, q.dtype))
+            if qk is None:
+                q, k = _rotate(q, _at(cos, read), _at(sin, read)), _rotate(k, cos, sin)
+            else:
+                q, k = _rotate(qk, cos[:, :, None], sin[:, :, None]).unbind(2)
+        if qk is not None:
+            q = _at(q, read)
         if state is None:
             y_BLHE = self._attend(q, k, v, self._whole_mask(new, tokens, read, q.dtype))
         else:
@@ -135,21 +146,21 @@ class Attention(Mixer):
             return None
 
         def make() -> Tensor:
-            query = new.at(read)
-            seen = self._seen(query, new, self.config.window)
+            seen = self._seen(new, new, self.config.window)
             if tokens.valid is not None:  # a padded query sees itself, so that its softmax is finite
                 itself = torch.eye(new.clock.shape[1], dtype=torch.bool, device=seen.device)
-                seen = seen | (_at(itself, read, 0) & ~query.valid[:, :, None])
+                seen = seen | (itself & ~tokens.valid[:, :, None])
             return _added(seen, dtype)
 
-        return tokens.once(("whole", self.config.window, self.visible, str(read), dtype), make)
+        return _at(tokens.once(("whole", self.config.window, self.visible, dtype), make), read, 2)
 
     def _seen(self, query: "_Told", key: "_Told", reach: int) -> Tensor:
         """(B, Lq, Lk) bool: same memory, near enough, and not later or as `visible` says. Memories are told apart by clocks."""
         at, clock = query.clock[:, :, None], key.clock[:, None, :]
-        seen = key.valid[:, None, :] & (clock >= query.born[:, :, None])
-        if reach:
-            seen = seen & (clock > at - reach)
+        first = query.born[:, :, None]
+        seen = clock >= (torch.maximum(first, at - (reach - 1)) if reach else first)
+        if key.valid is not None:
+            seen = seen & key.valid[:, None, :]
         if self.visible is None:
             return seen & (clock <= at)
         return seen & (key.born[:, None, :] <= query.born[:, :, None]) & self.visible(query.tokens(), key.tokens())
@@ -158,15 +169,15 @@ class Attention(Mixer):
         self, q: Tensor, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, read: slice | None, state: State
     ) -> tuple[Tensor, State]:
         # Tokens see back as far as the ring is sure to reach, however the stream is cut.
-        key = ("ring", self.reach, self.slots, self.visible, str(read), q.dtype)
+        key = ("ring", self.reach, self.slots, self.visible, q.dtype)
         known = self.visible is None or tokens.fresh is None  # else memories must be told apart by more than clocks
         if known and may_write_in_place() and k.shape[1] <= self.config.slack + 1:
             after = self._write(k, v, new, tokens, state)  # what the new tokens push out is out of everybody's reach
-            mask = tokens.once(key, lambda: self._ring_mask(new.at(read), self._held(after), tokens, q.dtype))
+            mask = tokens.once(key, lambda: self._ring_mask(new, self._held(after), tokens, q.dtype))
             k, v = after["kept"].unbind(2)
-            return self._attend(q, k, v, mask), after
+            return self._attend(q, k, v, _at(mask, read, 2)), after
         both = self._held(state).then(new)
-        mask = tokens.once(key, lambda: self._ring_mask(new.at(read), both, tokens, q.dtype))
+        mask = _at(tokens.once(key, lambda: self._ring_mask(new, both, tokens, q.dtype)), read, 2)
         k_kept, v_kept = state["kept"].unbind(2)
         y = self._attend(q, torch.cat((k_kept, k), 1), torch.cat((v_kept, v), 1), mask)
         return y, self._write(k, v, new, tokens, state)
@@ -185,7 +196,7 @@ class Attention(Mixer):
         last = state["count"][:, None] - 1
         clock = last - (last - torch.arange(self.slots, device=last.device)) % self.slots
         step, group, position = (state.get(name, clock) for name in ("step", "group", "position"))
-        return _Told(clock >= 0, clock, torch.zeros_like(clock), step, group, position)
+        return _Told(None, clock, torch.zeros_like(clock), step, group, position)
 
     def _write(self, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, state: State) -> State:
         """The last `slots` valid tokens of each row, at slots counted per row."""
@@ -195,7 +206,7 @@ class Attention(Mixer):
                 clock = new.clock[:, -self.slots :]
                 rows = torch.arange(len(clock), device=clock.device)[:, None]
                 return (rows * self.slots + clock % self.slots).flatten(), None
-            kept = new.valid & (new.clock > new.clock[:, -1:] - self.slots)
+            kept = tokens.valid & (new.clock > new.clock[:, -1:] - self.slots)
             rows, columns = kept.nonzero(as_tuple=True)
             place = rows * new.clock.shape[1] + columns
             return rows * self.slots + new.clock.flatten()[place] % self.slots, place
@@ -216,7 +227,7 @@ class Attention(Mixer):
 class _Told(NamedTuple):
     """What attention knows of each token, all (B, L)."""
 
-    valid: Tensor
+    valid: Tensor | None
     clock: Tensor  # valid tokens before it since the state began
     born: Tensor  # the clock at which its memory began
     step: Tensor
@@ -226,11 +237,11 @@ class _Told(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(valid=self.valid, step=self.step, group=self.group, position=self.position)
 
-    def at(self, read: slice | None) -> "_Told":
-        return self if read is None else _Told(*(part[:, read] for part in self))
-
     def then(self, new: "_Told") -> "_Told":
-        return _Told(*(torch.cat(pair, dim=1) for pair in zip(self, new, strict=True)))
+        valid = (
+            None if new.valid is None else torch.cat((torch.ones_like(self.clock, dtype=torch.bool), new.valid), dim=1)
+        )
+        return _Told(valid, *(torch.cat(pair, dim=1) for pair in zip(self[1:], new[1:], strict=True)))
 
 
 def _at(part: Tensor, read: slice | None, dim: int = 1) -> Tensor:
@@ -246,18 +257,18 @@ def _tell(tokens: Tokens, x_BLD: Tensor, state: State | None) -> _Told:
     """What each new token is."""
     rows, length = x_BLD.shape[:2]
     if tokens.valid is None:
-        valid = torch.ones((), dtype=torch.bool, device=x_BLD.device).expand(rows, length)
         clock = torch.arange(length, device=x_BLD.device).expand(rows, length)
     else:
-        valid, clock = tokens.valid, tokens.valid.cumsum(1) - 1
+        clock = tokens.valid.cumsum(1) - 1
     born = torch.zeros((), dtype=torch.int64, device=x_BLD.device).expand(rows, length)
     if state is not None:
         clock, born = clock + state["count"][:, None], state["born"][:, None].expand(rows, length)
     if tokens.fresh is not None:
-        born = torch.where(tokens.fresh, clock + 1 - valid.long(), born).cummax(1).values
+        here = clock if tokens.valid is None else clock + 1 - tokens.valid.long()
+        born = torch.where(tokens.fresh, here, born).cummax(1).values
     position = clock - born if tokens.position is None else tokens.position
     step, group = (clock if part is None else part for part in (tokens.step, tokens.group))
-    return _Told(valid, clock, born, step, group, position)
+    return _Told(tokens.valid, clock, born, step, group, position)
 
 
 def _turn(position_BL: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -277,7 +288,8 @@ def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
     """The same layer for one row, token by token in plain loops; slow, for tests."""
     length, heads = x_LD.shape[0], mixer.config.num_heads
     told = _tell(tokens.map(lambda part: part[None]), x_LD[None], None)
-    valid, clock, born, position = (part[0] for part in (told.valid, told.clock, told.born, told.position))
+    valid = [True] * length if tokens.valid is None else tokens.valid
+    clock, born, position = told.clock[0], told.born[0], told.position[0]
     outputs = []
     for i in range(length):
         if not valid[i]:
