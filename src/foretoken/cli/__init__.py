@@ -26,6 +26,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("compare", "the difference of two runs, with an interval"),
         "report": ("report", "write a run's report.html and its videos"),
         "claim": ("claim", "test a system's claim with all its arms and seeds"),
+        "probe": ("probe", "what a mixer learns in seconds, and what it costs"),
     },
     "Write": {
         "new": ("new", "start a system file that already passes its laws"),

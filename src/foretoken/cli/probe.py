@@ -21,10 +21,11 @@ def main(argv: list[str]) -> int:
         return _draw(folder, Path(options.page) if options.page else _page())
     from foretoken.evaluation import probe
     from foretoken.experiment import surroundings
+    from foretoken.nn.mixers import find, shelf
 
     if not options.mixer:
-        raise ConfigError(f"probe needs a mixer or `all`; there are {', '.join(probe.mixers())}")
-    chosen = {key: probe.find(key) for key in (probe.mixers() if options.mixer == "all" else (options.mixer,))}
+        raise ConfigError(f"probe needs a mixer or `all`; there are {', '.join(shelf())}")
+    chosen = {key: probe.probed(find(key)) for key in (shelf() if options.mixer == "all" else (options.mixer,))}
     tasks = tuple(name.strip() for name in options.tasks.split(",")) if options.tasks else tuple(probe.TASKS)
     about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **surroundings()}
     records = []

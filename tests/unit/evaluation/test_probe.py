@@ -11,8 +11,10 @@ from foretoken.core.errors import ConfigError, DataError, ForetokenError, Unknow
 from foretoken.evaluation import probe
 from foretoken.evaluation.probe import TASKS, run, tasks
 from foretoken.evaluation.probe.page import BEGIN, END
+from foretoken.nn.mixers import shelf
 from foretoken.nn.mixers.attention import AttentionConfig
 
+ATTENTION = run.probed(AttentionConfig)
 COSTS = {
     "step_us": 10.0,
     "lstm_cell_us": 5.0,
@@ -122,13 +124,11 @@ def test_tracking_is_the_product_of_the_moves_so_far() -> None:
             assert np.array_equal(group[int(target[b, at])], state)
 
 
-def test_mixers_are_found_by_file_and_given_heads_and_positions() -> None:
-    assert run.mixers()["attention"] is AttentionConfig
-    assert run.find("attention") == AttentionConfig(num_heads=4, positions="rotary")
-    for config in map(run.probed, run.mixers().values()):
+def test_what_has_heads_gets_four_and_what_offers_rotary_positions_gets_them() -> None:
+    assert AttentionConfig(num_heads=4, positions="rotary") == ATTENTION
+    for config in map(run.probed, shelf().values()):
         assert getattr(config, "num_heads", run.HEADS) == run.HEADS
-    with pytest.raises(UnknownName, match="did you mean 'attention'"):
-        run.find("atention")
+        config.build(run.WIDTH)
 
 
 def test_a_record_is_written_continued_and_started_over(tmp_path, monkeypatch) -> None:
@@ -141,7 +141,7 @@ def test_a_record_is_written_continued_and_started_over(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(run, "train", counted)
     monkeypatch.setattr(run, "measure_costs", lambda config: dict(COSTS))
-    file, config = tmp_path / "deep" / "attention.json", run.find("attention")
+    file, config = tmp_path / "deep" / "attention.json", ATTENTION
     before = torch.random.get_rng_state()
     first = probe.probe("attention", config, file, tasks=("tmaze", "regression"), seeds=(0,), updates=2)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -168,13 +168,13 @@ def test_a_record_is_written_continued_and_started_over(tmp_path, monkeypatch) -
 
 def test_a_task_can_be_learnt() -> None:
     """Untrained, the T-maze is a coin; fifty updates later attention finds the cue."""
-    figures = run.train(run.find("attention"), TASKS["tmaze"], 0, 50)
+    figures = run.train(ATTENTION, TASKS["tmaze"], 0, 50)
     assert figures["trained"] > 0.95
 
 
 def test_costs_are_measured_beside_yardsticks() -> None:
     threads = torch.get_num_threads()
-    costs = run.measure_costs(run.find("attention"), steps=100, length=16, rows=2, seconds=0.0)
+    costs = run.measure_costs(ATTENTION, steps=100, length=16, rows=2, seconds=0.0)
     assert torch.get_num_threads() == threads
     assert costs["step_ratio"] == pytest.approx(costs["step_us"] / costs["lstm_cell_us"], rel=0.01)
     assert costs["train_ratio"] == pytest.approx(costs["train_ms"] / costs["plain_attention_ms"], rel=0.02)

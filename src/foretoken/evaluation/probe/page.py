@@ -9,6 +9,7 @@ from foretoken.evaluation.probe.tasks import TASKS
 
 BEGIN = "<!-- probe table: written by `foretoken probe --table` -->"
 END = "<!-- end of the probe table -->"
+_PARALLEL = {"full": "all at once", "chunk": "by chunks", "scan": "by scan", "sequential": "token by token"}
 
 
 def fill(page: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -62,11 +63,14 @@ def _costs(costs: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     if facts["streaming"] != "exact" and facts["max_context"]:
         streaming += f" of {facts['max_context']}"
     return [
-        f"{costs['step_us']:.0f} µs", f"{costs['step_ratio']:.1f} x",
-        f"{costs['train_ms']:.1f} ms", f"{costs['train_ratio']:.1f} x",
-        f"{facts['state_bytes']:,} B", {"chunk": "by chunks", "full": "all at once", "scan": "by scan"}.get(facts["parallel"], "token by token"),
+        f"{costs['step_us']:.0f} µs",
+        f"{costs['step_ratio']:.1f} x",
+        f"{costs['train_ms']:.1f} ms",
+        f"{costs['train_ratio']:.1f} x",
+        f"{facts['state_bytes']:,} B",
+        _PARALLEL[facts["parallel"]],
         streaming,
-    ]  # fmt: skip
+    ]
 
 
 def _origins(records: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -4,11 +4,9 @@ Every mixer gets the same network around it (width 64, two layers, the usual fee
 sequences. All on one thread: the figures are to be compared with each other, on any machine.
 """
 
-import importlib
 import json
 import math
 import os
-import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from foretoken.core.errors import ConfigError, DataError, UnknownName
 from foretoken.core.memory import keep_freed_memory
 from foretoken.core.names import nearest
 from foretoken.evaluation.probe.tasks import TASKS, Problem, Task
-from foretoken.nn import mixers as package
 from foretoken.nn.mixer import Mixer, MixerConfig
 from foretoken.nn.stack import BlockConfig, StackConfig
 
@@ -32,28 +29,6 @@ FORMAT, VERSION = "foretoken-probe", 1
 WIDTH, LAYERS, HEADS = 64, 2, 4
 ROWS, JUDGED_ROWS = 32, 256
 SEEDS = (0, 1, 2)
-
-
-def mixers() -> dict[str, type[MixerConfig]]:
-    """Every mixer's config by key: the name of its file, or of the class where a file holds another one besides."""
-    found: dict[str, type[MixerConfig]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, MixerConfig)]
-        kinds = [kind for kind in kinds if kind.__module__ == module.__name__ and kind.owner is not None]
-        for kind in kinds:
-            name = kind.__name__.removesuffix("Config").lower()
-            found[info.name if len(kinds) == 1 or name == info.name.replace("_", "") else name] = kind
-    return found
-
-
-def find(name: str) -> MixerConfig:
-    """The config that is probed under this key. Raises UnknownName."""
-    known = mixers()
-    key = name.replace("-", "_")
-    if key not in known:
-        raise UnknownName(f"no mixer is called {name!r}{nearest(key, known)}; there are {', '.join(known)}")
-    return probed(known[key])
 
 
 def probed(kind: type[MixerConfig]) -> MixerConfig:
@@ -161,7 +136,8 @@ def measure_costs(
 
 def _step_times(mixer: Mixer, cell: nn.LSTMCell, steps: int, turn: int = 50) -> tuple[float, float]:
     x_BLD, state, hidden = torch.randn(1, 1, WIDTH), mixer.eval().initial_state(1), None
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     with torch.no_grad():
         for n in range(-turn, steps):  # the first turn warms up
             began = time.perf_counter()
@@ -177,7 +153,8 @@ def _step_times(mixer: Mixer, cell: nn.LSTMCell, steps: int, turn: int = 50) -> 
 
 def _training_times(mixer: Mixer, plain: nn.Module, x_BLD: Tensor, seconds: float) -> tuple[float, float]:
     weight = torch.randn_like(x_BLD)
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     first = time.perf_counter()
     while len(ours) < 4 or time.perf_counter() - first < seconds:
         for layer, times in ((mixer.train(), ours), (plain, theirs)):
