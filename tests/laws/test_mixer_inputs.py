@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,10 +20,15 @@ from foretoken.core.errors import ConfigError
 from foretoken.nn.mixer import Mixer, MixerConfig, Tokens
 from foretoken.nn.mixers import shelf
 
+pytestmark = pytest.mark.filterwarnings("ignore:DeltaNet without its short convolution")
+
 WIDTH = 12
 SHELF = shelf()
 ANY_SIGN = {"forget_bias", "input_bias"}  # numbers with no bad values
 KEEPS_TOKENS = {"attention", "blockwise", "transformer_xl"}  # states of past keys and values, as narrow as the weights
+
+LOOSE = 0.1
+"""Allowed error of bfloat16, in root mean squares of the output: eight bits of mantissa, a few roundings one after another."""
 
 
 def settings() -> list[Any]:
@@ -81,8 +87,9 @@ def forms(state: Any) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 def error_of(got: Tensor, want: Tensor) -> float:
-    """The largest difference, in units of the root of the mean square of what is wanted."""
-    return float((got.double() - want.double()).abs().max() / want.double().square().mean().sqrt())
+    """The largest difference, in root mean squares of what is wanted; infinite where there is a NaN."""
+    error = (got.double() - want.double()).abs().max() / want.double().square().mean().sqrt()
+    return float(error.nan_to_num(nan=torch.inf))
 
 
 # -- nothing at all
@@ -141,16 +148,13 @@ def test_narrow_weights_and_inputs_keep_a_wide_state(config: MixerConfig) -> Non
     with torch.no_grad():
         got, state = streamed(mixer, x, tokens)
         want, _ = streamed(wide, x.float(), tokens)
-        whole = mixer(x, tokens=tokens).y
-        plain = mixer(x).y
-    assert got.dtype == whole.dtype == plain.dtype == torch.bfloat16
+        whole, want_whole = mixer(x, tokens=tokens).y, wide(x.float(), tokens=tokens).y
+    assert got.dtype == whole.dtype == torch.bfloat16
     assert forms(state) == forms(mixer.initial_state(2))
     if type(config) not in {SHELF[name] for name in KEEPS_TOKENS}:
         assert {leaf.dtype for leaf in tree_leaves(state) if leaf.is_floating_point()} <= {torch.float32}
-    assert plain.isfinite().all()
-    # Eight bits of mantissa, and a few roundings one after another.
-    assert error_of(got, want) < 0.1
-    assert error_of(whole, want) < 0.1
+    assert error_of(got, want) < LOOSE
+    assert error_of(whole, want_whole) < LOOSE
 
 
 @pytest.mark.parametrize("config", settings())
@@ -168,13 +172,13 @@ def test_narrow_training_has_finite_gradients(config: MixerConfig) -> None:
 def test_autocast_is_close_and_keeps_the_state(config: MixerConfig) -> None:
     mixer, x, tokens = built(config), inputs(), marks(2, 9)
     with torch.no_grad():
-        want = mixer(x, tokens=tokens).y
+        want, want_whole = streamed(mixer, x, tokens)[0], mixer(x, tokens=tokens).y
         with torch.autocast("cpu", dtype=torch.bfloat16):
             whole = mixer(x, tokens=tokens).y
             got, state = streamed(mixer, x, tokens)
     assert forms(state) == forms(mixer.initial_state(2))
-    assert error_of(whole, want) < 0.1
-    assert error_of(got, want) < 0.1
+    assert error_of(got, want) < LOOSE
+    assert error_of(whole, want_whole) < LOOSE
 
 
 # -- settings out of range
@@ -187,40 +191,24 @@ def refusal(kind: type[MixerConfig], **given: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "name"), fields_of(int))
-def test_a_size_below_zero_is_refused_by_name(kind: type[MixerConfig], name: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), [pair for pair in fields_of(int, float) if pair[1] not in ANY_SIGN])
+def test_a_number_below_zero_is_refused_by_name(kind: type[MixerConfig], name: str) -> None:
     message = refusal(kind, **{name: -3})
     assert name in message
     assert "-3" in message
 
 
-@pytest.mark.parametrize(("kind", "name"), fields_of(int))
-def test_a_size_of_zero_is_refused_by_name_or_works(kind: type[MixerConfig], name: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), fields_of(int, float))
+def test_a_zero_is_refused_by_name_or_works(kind: type[MixerConfig], name: str) -> None:
     try:
-        config = kind(**{name: 0})
+        mixer = built(kind(**{name: 0}))
     except ConfigError as problem:
-        assert name in str(problem)
-        assert "0" in str(problem)
+        message = str(problem)
     else:
-        assert built(config)(inputs()).y.isfinite().all()
-
-
-@pytest.mark.parametrize(("kind", "name"), [pair for pair in fields_of(float) if pair[1] not in ANY_SIGN])
-def test_a_rate_below_zero_is_refused_by_name(kind: type[MixerConfig], name: str) -> None:
-    message = refusal(kind, **{name: -0.25})
+        assert mixer(inputs()).y.isfinite().all()
+        return
     assert name in message
-    assert "-0.25" in message
-
-
-@pytest.mark.parametrize(("kind", "name"), [pair for pair in fields_of(float) if pair[1] not in ANY_SIGN])
-def test_a_rate_of_zero_is_refused_by_name_or_works(kind: type[MixerConfig], name: str) -> None:
-    try:
-        config = kind(**{name: 0.0})
-    except ConfigError as problem:
-        assert name in str(problem)
-        assert "0.0" in str(problem)
-    else:
-        assert built(config)(inputs()).y.isfinite().all()
+    assert re.search(r"got.*\b0", message)
 
 
 @pytest.mark.parametrize(("kind", "name"), fields_of(Literal))

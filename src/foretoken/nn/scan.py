@@ -11,7 +11,7 @@ ever divided by. Engines agree to rounding; "auto" picks by sizes
 and by whether gradients are on, never by a clock, so that the same run takes the same path every day.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -36,11 +36,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
 
 
+_NARROW = (torch.bfloat16, torch.float16)
+
+
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Runs a function outside autocast with its floating tensors in `wide` dtypes."""
 
     def widen(value: Any) -> Any:
-        return value.to(wide(value.dtype)) if isinstance(value, Tensor) and value.is_floating_point() else value
+        return value.float() if isinstance(value, Tensor) and value.dtype in _NARROW else value
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -85,6 +88,15 @@ def linear_scan(a: Tensor, b: Tensor, start: Tensor | None = None, *, engine: Sc
     """
     if a.shape[1] == b.shape[1] == 1:  # one step while streaming
         return b.expand(torch.broadcast_shapes(a.shape, b.shape)) if start is None else b + a * start[:, None]
+    if start is not None and a.dtype == b.dtype == start.dtype and engine in ("auto", "sequential"):
+        length = max(a.shape[1], b.shape[1])
+        if b.shape[1] and _few(length):
+            h, states = start, []
+            steps = (x.unbind(1) if x.shape[1] == length else x.unbind(1) * length for x in (a, b))
+            for a_t, b_t in zip(*steps, strict=True):
+                h = torch.addcmul(b_t, a_t, h)
+                states.append(h)
+            return torch.stack(states, 1)
     shape = torch.broadcast_shapes(a.shape, b.shape)
     dtype = torch.promote_types(a.dtype, b.dtype)
     if start is not None:
@@ -180,12 +192,12 @@ class _Chunks:
         self.missing = self.count * self.size - length
         self.valid, self.fresh = valid, fresh
 
-    def cut(self, x_BLHX: Tensor, masked: bool = False) -> Tensor:
-        """(B, L, H, ...) -> (B, H, n, C, ...); `masked` zeroes padded tokens."""
+    def cut(self, x_BLHX: Tensor, masked: bool = False, fill: float = 0.0) -> Tensor:
+        """(B, L, H, ...) -> (B, H, n, C, ...); `masked` zeroes padded tokens; `fill` lies after the end."""
         if masked and self.valid is not None:
             x_BLHX = torch.where(self.valid.reshape(*self.valid.shape, *[1] * (x_BLHX.dim() - 2)), x_BLHX, 0)
         if self.missing:
-            x_BLHX = F.pad(x_BLHX, (0, 0) * (x_BLHX.dim() - 2) + (0, self.missing))
+            x_BLHX = F.pad(x_BLHX, (0, 0) * (x_BLHX.dim() - 2) + (0, self.missing), value=fill)
         return x_BLHX.unflatten(1, (self.count, self.size)).movedim(3, 1)
 
     def join(self, y_BHnCE: Tensor) -> Tensor:
@@ -231,11 +243,20 @@ def _kept(new: Tensor, old: Tensor, valid: Tensor | None, t: int) -> Tensor:
     return new if valid is None else torch.where(valid[:, t].reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
+def _few(length: int) -> bool:
+    """The few tokens of one step while streaming."""
+    return length <= 4 and not torch.is_grad_enabled()
+
+
 def _stepwise(engine: ChunkEngine, length: int) -> bool:
     if engine not in ("auto", "sequential", "chunked"):
         raise ConfigError(f'engine must be "auto", "sequential" or "chunked", got {engine!r}')
-    few = length <= 4 and not torch.is_grad_enabled()  # the few tokens of one step while streaming
-    return length == 1 or engine == "sequential" or (engine == "auto" and few)
+    return length == 1 or engine == "sequential" or (engine == "auto" and _few(length))
+
+
+def _steps(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Token by token; one call for all tokens costs a stream less than an index for each."""
+    return zip(*(part.unbind(1) for part in parts), strict=True)
 
 
 @in_full_precision
@@ -260,13 +281,13 @@ def decayed(
         return v, S
     if _stepwise(engine, q.shape[1]):
         outputs = []
-        for t in range(q.shape[1]):
+        decays = None if log_decay is None else log_decay.exp()[..., None, None].unbind(1)
+        for t, (q_t, k_t, v_t) in enumerate(_steps(q[..., None, :], k[..., None], v[..., None, :])):
             before = S = _cleared(S, fresh, t)
-            if log_decay is not None:
-                S = S * log_decay[:, t, :, None, None].exp()
-            S = _kept(S + k[:, t, :, :, None] * v[:, t, :, None, :], before, valid, t)
-            outputs.append((q[:, t, :, None, :] @ S).squeeze(-2))
-        return torch.stack(outputs, 1), S
+            S = torch.addcmul(S if decays is None else S * decays[t], k_t, v_t)
+            S = _kept(S, before, valid, t)
+            outputs.append(q_t @ S)
+        return torch.stack(outputs, 1).squeeze(-2), S
     chunks = _Chunks(q.shape[1], chunk, valid, fresh)
     q, k, v = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v)
     within, from_start, to_end = _decays(chunks, log_decay, q)
@@ -306,14 +327,14 @@ def delta_rule(
         return v, S
     if _stepwise(engine, q.shape[1]):
         outputs = []
-        for t in range(q.shape[1]):
+        decays = None if log_decay is None else log_decay.exp()[..., None, None].unbind(1)
+        of_tokens = _steps(q[..., None, :], k[..., None, :], k[..., None], v[..., None, :], beta[..., None, None])
+        for t, (q_t, row, column, v_t, beta_t) in enumerate(of_tokens):
             before = S = _cleared(S, fresh, t)
-            if log_decay is not None:
-                S = S * log_decay[:, t, :, None, None].exp()
-            u = beta[:, t, :, None, None] * (v[:, t, :, None, :] - k[:, t, :, None, :] @ S)
-            S = _kept(S + k[:, t, :, :, None] * u, before, valid, t)
-            outputs.append((q[:, t, :, None, :] @ S).squeeze(-2))
-        return torch.stack(outputs, 1), S
+            S = S if decays is None else S * decays[t]
+            S = _kept(torch.addcmul(S, column, beta_t * (v_t - row @ S)), before, valid, t)
+            outputs.append(q_t @ S)
+        return torch.stack(outputs, 1).squeeze(-2), S
     chunks = _Chunks(q.shape[1], chunk, valid, fresh)
     q, k, v, beta = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v), chunks.cut(beta, masked=True)
     within, from_start, to_end = _decays(chunks, log_decay, q)
@@ -354,44 +375,48 @@ def exponential(
     if not q.shape[1]:
         return v, log_input, (S, m)
     if _stepwise(engine, q.shape[1]):
-        outputs, maxima = [], []
-        for t in range(q.shape[1]):
-            S, m = _cleared(S, fresh, t), m if fresh is None else torch.where(fresh[:, t, None], NEVER, m)
-            f, i = torch.zeros_like(m) if log_forget is None else log_forget[:, t], log_input[:, t]
-            top = torch.maximum(f + m, i).detach()
-            new = S * (f + m - top).exp()[..., None, None] + (i - top).exp()[..., None, None] * (
-                k[:, t, :, :, None] * v[:, t, :, None, :]
-            )
-            S, m = _kept(new, S, valid, t), _kept(top, m, valid, t)
-            outputs.append((q[:, t, :, None, :] @ S).squeeze(-2))
+        outputs, maxima, tops, kept = [], [], [], []
+        forgets = torch.zeros_like(log_input) if log_forget is None else log_forget
+        for t, (i, f) in enumerate(_steps(log_input, forgets)):
+            m = m if fresh is None else torch.where(fresh[:, t, None], NEVER, m)
+            kept.append(f + m)
+            tops.append(torch.maximum(kept[-1], i).detach())
+            m = _kept(tops[-1], m, valid, t)
             maxima.append(m)
-        return torch.stack(outputs, 1), torch.stack(maxima, 1), (S, m)
+        top = torch.stack(tops, 1)
+        decay, k = (torch.stack(kept, 1) - top).exp(), k * (log_input - top).exp()[..., None]
+        of_tokens = _steps(q[..., None, :], k[..., None], v[..., None, :], decay[..., None, None])
+        for t, (q_t, k_t, v_t, decay_t) in enumerate(of_tokens):
+            S = _cleared(S, fresh, t)
+            S = _kept(torch.addcmul(S * decay_t, k_t, v_t), S, valid, t)
+            outputs.append(q_t @ S)
+        return torch.stack(outputs, 1).squeeze(-2), torch.stack(maxima, 1), (S, m)
     chunks = _Chunks(q.shape[1], chunk, valid, fresh)
-    exists = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if valid is None else valid
-    exists = chunks.cut(exists[:, :, None])
-    q, k, v, i = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v), chunks.cut(log_input, masked=True)
+    never = torch.full((), 2 * NEVER, dtype=q.dtype, device=q.device)  # its exponential is 0 even beside NEVER
+    i = log_input if valid is None else torch.where(valid[..., None], log_input, never)
+    q, k, v, i = chunks.cut(q), chunks.cut(k, masked=True), chunks.cut(v), chunks.cut(i, fill=2 * NEVER)
     same, of_start, of_end = chunks.memories(q)
     total = torch.zeros_like(i) if log_forget is None else chunks.cut(log_forget, masked=True).cumsum(-1)
-    never = torch.full((), NEVER, dtype=i.dtype, device=i.device)
-    exponent = torch.where(
-        same & exists[..., None, :], total[..., :, None] - total[..., None, :] + i[..., None, :], never
-    )
-    largest = exponent.amax(-1).detach()
-    late = torch.where(exists if of_end is None else exists & of_end, total[..., -1:] - total + i, never)
-    scores = q @ k.transpose(-1, -2)
-    outputs, maxima = [], []
-    for c in range(chunks.count):
-        carried = total[:, :, c] + m[..., None]
-        if of_start is not None:
-            carried = torch.where(of_start[:, :, c], carried, never)
-        top = torch.maximum(carried, largest[:, :, c]).detach()
-        weights = (exponent[:, :, c] - top[..., None]).exp() * (exponent[:, :, c] > NEVER / 2)
-        old = (carried - top).exp() * (carried > NEVER / 2)
-        outputs.append((scores[:, :, c] * weights) @ v[:, :, c] + (q[:, :, c] * old[..., None]) @ S)
-        maxima.append(top)
-        end = top[..., -1]
-        gain = (late[:, :, c] - end[..., None]).exp() * (late[:, :, c] > NEVER / 2)
-        S = S * old[..., -1, None, None] + (k[:, :, c] * gain[..., None]).transpose(-1, -2) @ v[:, :, c]
-        m = end
-    y, m_all = torch.stack(outputs, 2), torch.stack(maxima, 2)
-    return chunks.join(y), chunks.join(m_all[..., None]).squeeze(-1), (S, m)
+    own = i - total  # the exponent from key j to query t is total_t + own_j
+    with torch.no_grad():  # the largest exponents: of each token in its own chunk, then of what each chunk starts from
+        largest = total + torch.where(same, own[..., None, :], never).amax(-1)
+        first = []
+        for c in range(chunks.count):
+            first.append(m)
+            m = total[:, :, c, -1] + m
+            m = m if of_start is None else torch.where(of_start[:, :, c, -1], m, never)
+            m = torch.maximum(m, largest[:, :, c, -1]).clamp_min(NEVER)
+    carried = total + torch.stack(first, 2)[..., None]
+    carried = carried if of_start is None else torch.where(of_start, carried, never)
+    top = torch.maximum(carried, largest).clamp_min(NEVER).detach()
+    weights = torch.where(same, (total - top)[..., None] + own[..., None, :], never).exp()
+    late = total[..., -1:] - top[..., -1:] + own
+    to_end = (late if of_end is None else torch.where(of_end, late, never)).exp()
+    from_start = (carried - top).exp()
+    added = _times(k, to_end).transpose(-1, -2) @ v
+    starts = []
+    for decay, more in zip(from_start[..., -1].unbind(2), added.unbind(2), strict=True):
+        starts.append(S)
+        S = torch.addcmul(more, decay[..., None, None], S)
+    y = ((q @ k.transpose(-1, -2)) * weights) @ v + _times(q, from_start) @ torch.stack(starts, 2)
+    return chunks.join(y), chunks.join(top[..., None]).squeeze(-1), (S, m)

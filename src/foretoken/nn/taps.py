@@ -70,17 +70,19 @@ class ShortConv(nn.Module):
     def forward(self, x_BLD: Tensor, before: Tensor | None, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Outputs (B, L, D) and the last inputs (B, kernel - 1, D)."""
         weight, length = self.weight.to(x_BLD.dtype), x_BLD.shape[1]
+        bias = None if self.bias is None else self.bias.to(x_BLD.dtype)
         if tokens.valid is None and tokens.fresh is None:
             past = self.initial_state(len(x_BLD)) if before is None else before
             joined = torch.cat((past.to(x_BLD.dtype), x_BLD), dim=1)
             after = joined[:, length:]
-            if length == 1:
-                y = (joined * weight.T).sum(1, keepdim=True)
-            else:  # one product per tap: faster than a depthwise convolution, forwards and backwards
-                y = joined[:, :length] * weight[:, 0]
-                for tap in range(1, self.kernel):
-                    y = torch.addcmul(y, joined[:, tap : tap + length], weight[:, tap])
+            if length != 1:  # one product per tap: faster than a depthwise convolution, forwards and backwards
+                first, *rest = weight.unbind(1)
+                y = joined[:, :length] * first if bias is None else torch.addcmul(bias, joined[:, :length], first)
+                for tap, weight_D in enumerate(rest, 1):
+                    y = torch.addcmul(y, joined[:, tap : tap + length], weight_D)
+                return y, after
+            y = (joined * weight.T).sum(1, keepdim=True)
         else:
             picked, after = taps(x_BLD, before, tokens, self.kernel)
             y = (picked * weight.T).sum(2)
-        return y if self.bias is None else y + self.bias.to(y.dtype), after
+        return y if bias is None else y + bias, after

@@ -91,7 +91,7 @@ def test_extreme_gates_stay_finite(config: MixerConfig, gate: float) -> None:
         (lambda: MLSTMConfig(block=5).build(12), "block=5 and an inner width of 24"),
         (lambda: MLSTMConfig(num_heads=5).build(12), "num_heads must divide the width of keys, got 24 and 5"),
         (lambda: MLSTM7BConfig(num_heads=4).build(12), "num_heads must divide the width of keys, got 6 and 4"),
-        (lambda: MLSTM7BConfig(key_factor=0.0).build(12), "width of keys"),
+        (lambda: MLSTM7BConfig(key_factor=0.0).build(12), "key_factor must be positive"),
         (lambda: SLSTMConfig(conv=-1), "conv >= 0"),
         (lambda: SLSTMConfig(num_heads=5).build(12), "width=12 and num_heads=5"),
     ],

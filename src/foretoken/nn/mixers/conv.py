@@ -68,6 +68,8 @@ class Conv(Mixer):
     def forward(
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
+        if x_BLD.shape[-1] != self.width:  # a width of 1 would be broadcast
+            raise ValueError(f"inputs must have width {self.width}, got {x_BLD.shape[-1]}")
         if not x_BLD.shape[1]:
             return Mixed(x_BLD, state)
         tokens, at = tokens or Tokens(), slice(None) if read is None else read

@@ -47,7 +47,7 @@ class LSTM(Mixer):
 
     def __init__(self, config: LSTMConfig, width: int) -> None:
         super().__init__()
-        self.config, self.hidden = config, max(1, round(width * config.expansion))
+        self.config, self.width, self.hidden = config, width, max(1, round(width * config.expansion))
         self.cell = nn.LSTMCell(width, self.hidden)
         self.out = None if self.hidden == width else nn.Linear(self.hidden, width)
         self.facts = Facts(state_bytes=8 * self.hidden, parallel="sequential")
@@ -67,6 +67,8 @@ class LSTM(Mixer):
     def forward(
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
+        if x_BLD.shape[-1] != self.width:  # torch.lstm would not notice
+            raise ValueError(f"inputs must have width {self.width}, got {x_BLD.shape[-1]}")
         valid, fresh = (None, None) if tokens is None else tokens[:2]
         start = self.initial_state(len(x_BLD)) if state is None else state
         cell, h, c = self.cell, start["h"], start["c"]
@@ -93,6 +95,12 @@ def _run(
         return h[:, None], c
     if valid is None and fresh is None and x.numel():
         weights = (w_ih, w_hh, b_ih, b_hh)
+        if x.shape[1] <= 4 and not torch.is_grad_enabled():  # one step while streaming: less to prepare than torch.lstm
+            outputs = []
+            for x_t in x.unbind(1):
+                h, c = torch.lstm_cell(x_t, (h, c), *weights)
+                outputs.append(h)
+            return torch.stack(outputs, 1), c
         y, _, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
         return y, c[0]
     result: tuple[Tensor, Tensor] = _Run.apply(F.linear(x, w_ih, b_ih + b_hh), h, c, w_hh, valid, fresh)

@@ -146,27 +146,24 @@ def selective_scan(
     if valid is not None:  # no time passes at padding
         dt = torch.where(valid[..., None], dt, 0)
     v = dt * u
-    if u.shape[1] == 1:
-        return _step(v, dt, A, b, c, state, fresh)
-    if torch.is_grad_enabled() or not 0 < u.shape[1] <= 4:
-        return _over_tokens(v, dt, A, b, c, state, fresh, chunk)
-    outputs = []
-    for t in range(u.shape[1]):
-        at = slice(t, t + 1)
-        y, state = _step(v[:, at], dt[:, at], A, b[:, at], c[:, at], state, None if fresh is None else fresh[:, at])
-        outputs.append(y)
-    return torch.cat(outputs, 1), state
+    if u.shape[1] == 1 or (1 < u.shape[1] <= 4 and not torch.is_grad_enabled()):
+        return _few(v, dt, A, b, c, state, fresh)
+    return _over_tokens(v, dt, A, b, c, state, fresh, chunk)
 
 
-def _step(
+def _few(
     v: Tensor, dt: Tensor, A: Tensor, b: Tensor, c: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One token; elementwise throughout, so that autocast leaves it alone."""
-    decay = (dt * A).exp()
+    """The tokens of one step while streaming; elementwise throughout, so that autocast leaves it alone."""
+    decay, written = (dt[:, :, None] * A).exp(), b[..., None] * v[:, :, None]
     if fresh is not None:
-        decay = decay.masked_fill(fresh[..., None], 0)
-    h = torch.addcmul(b.transpose(1, 2) * v, decay, h)
-    return (h * c.transpose(1, 2)).sum(1, keepdim=True), h
+        decay = decay.masked_fill(fresh[..., None, None], 0)
+    states = []
+    for decay_t, written_t in zip(decay.unbind(1), written.unbind(1), strict=True):
+        h = torch.addcmul(written_t, decay_t, h)
+        states.append(h)
+    states_BLNE = h[:, None] if len(states) == 1 else torch.stack(states, 1)
+    return (states_BLNE * c[..., None]).sum(2), h
 
 
 @in_full_precision

@@ -62,6 +62,8 @@ class Mamba2Config(MixerConfig):
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_heads % self.num_groups:
             raise ConfigError(f"num_groups must divide num_heads, got {self.num_groups} and {self.num_heads}")
+        if self.norm_eps <= 0:
+            raise ConfigError(f"norm_eps must be positive, got {self.norm_eps}")
         if not 0 < self.dt_min <= self.dt_max:
             raise ConfigError(f"0 < dt_min <= dt_max is needed, got {self.dt_min} and {self.dt_max}")
 

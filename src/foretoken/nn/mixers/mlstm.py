@@ -93,6 +93,11 @@ class MLSTM7BConfig(_MemoryConfig):
     norm_eps: float = 1e-6
     key_factor: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.key_factor <= 0:
+            raise ConfigError(f"key_factor must be positive, got {self.key_factor}")
+
 
 class _Memory(nn.Module):
     """The heads' memories, the biases of their gates, and the norm of what is read from them."""
@@ -141,8 +146,8 @@ class _Memory(nn.Module):
                 q, k, v, i, f, state=before,
                 valid=tokens.valid, fresh=tokens.fresh, chunk=self.config.chunk, engine=self.config.engine,
             )  # fmt: skip
-            if read is not None:
-                y, m = y[:, read], m[:, read]
+        if read is not None:
+            y, m = y[:, read], m[:, read]
         h, n = y.split((columns - 1, 1), dim=-1)
         least = (math.log(keys) / 2 - m).clamp_min(-60).exp()  # sqrt(keys) e^-m, but not 0, as n . q could be 0 as well
         h = h / torch.maximum(n.abs(), least[..., None])

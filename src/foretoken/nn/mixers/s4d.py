@@ -92,6 +92,8 @@ class S4D(Mixer):
     def forward(
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None, read: slice | None = None
     ) -> Mixed:
+        if x_BLD.shape[-1] != len(self.skip):  # a width of 1 would be broadcast
+            raise ValueError(f"inputs must have width {len(self.skip)}, got {x_BLD.shape[-1]}")
         tokens = tokens or Tokens()
         start = None if state is None else state["h"]
         u_BLD = x_BLD.to(wide(x_BLD.dtype))

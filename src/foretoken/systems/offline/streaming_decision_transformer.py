@@ -8,7 +8,7 @@ here by windows much longer than the band of attention, in which every token see
 
 Base: Chen et al., "Decision Transformer", NeurIPS 2021, arXiv 2106.01345. Kept keys and values under a band are those of
 Transformer-XL (Dai et al., ACL 2019, arXiv 1901.02860), positions are rotary (Su et al. 2021, arXiv 2104.09864), the recurrent
-preset is Mamba-2 (Dao and Gu, ICML 2024, arXiv 2405.21060). The method is `foretoken.methods.conditioned_cloning`.
+preset is S5 (Smith et al., ICLR 2023, arXiv 2208.04933). The method is `foretoken.methods.conditioned_cloning`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from foretoken.nn.embed.time import EpisodeTimeConfig
 from foretoken.nn.feed_forward import MLPConfig
 from foretoken.nn.mixer import MixerConfig
 from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.mixers.mamba2 import Mamba2Config
+from foretoken.nn.mixers.s5 import S5Config
 from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.training.loop import Training
 from foretoken.training.optim import AdamW
@@ -104,9 +104,9 @@ def cpu() -> Experiment:
 
 
 def recurrent() -> Experiment:
-    """`cpu` with a recurrent state in place of keys and values: Mamba-2 in every layer."""
+    """`cpu` with a recurrent state in place of keys and values: S5 in every layer, the cheapest here to train and to step."""
     run = cpu()
-    return run.replace(system=run.system.replace(backbone=layers(Mamba2Config(), 64, 3, dropout=0.0)))
+    return run.replace(system=run.system.replace(backbone=layers(S5Config(), 64, 3, dropout=0.0)))
 
 
 def smoke() -> Experiment:
