@@ -5,6 +5,7 @@
     python -m benchmarks                                  all jobs, printed
     python -m benchmarks training acting --rounds 9
     python -m benchmarks --full --out docs/performance.md
+    python -m benchmarks streaming mixers --out docs/performance.md      renews these sections of the page, keeps the others
 
 Every job makes the same thing with every library, each in a process of its own, in turns whose order changes from round to
 round. It prints medians over rounds, the ratio to the best peer, and the distance to the floor: the bare matrix products, or
@@ -23,11 +24,17 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.made import Data
-from benchmarks.report import Job
+from benchmarks.report import Job, renewed
 from benchmarks.rounds import CLOCKS, TOLERANCE, Settings, tell
 
-JOBS = ("training", "acting", "windows")
+JOBS = ("training", "acting", "streaming", "windows", "mixers")
 LEAST = 60_000
+HEAD = f"""# Performance
+
+Made by the command that each section names; nothing here is typed by hand. Absolute figures belong to the machine, ratios
+travel better. A turn is disturbed when other processes took over {TOLERANCE:.0%} of the processors in each of three tries. Medians
+over rounds; ratios are medians of the ratios within rounds.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,22 +47,25 @@ def main(arguments: list[str] | None = None) -> int:
         )
     settings = Settings(asked.threads, asked.clock, asked.rounds, asked.seconds)
     settings.apply()
-    began = time.monotonic()
+    done: list[Job] = []
     with tempfile.TemporaryDirectory(prefix="foretoken-benchmarks-") as folder:
-        data = Data(Path(folder), asked.transitions)
-        data.store.close()
-        done = [_job(name, Data(Path(folder), asked.transitions), settings, asked.full) for name in asked.jobs or JOBS]
-    page = _page(done, asked, time.monotonic() - began)
-    print(page)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(page + "\n", encoding="utf-8")
+        Data(Path(folder), asked.transitions).store.close()
+        for name in asked.jobs or JOBS:
+            done.append(_job(name, Data(Path(folder), asked.transitions), settings, asked))
+            if asked.out:  # at once, lest a later job's failure lose it
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                page = asked.out.read_text(encoding="utf-8") if asked.out.exists() else ""
+                asked.out.write_text(renewed(page, HEAD, done[-1:]), encoding="utf-8")
+    print(renewed("", HEAD, done), end="")
     return 0
 
 
-def _job(name: str, data: Data, settings: Settings, full: bool) -> Job:
+def _job(name: str, data: Data, settings: Settings, asked: argparse.Namespace) -> Job:
     tell(f"{name}:")
-    return importlib.import_module(f"benchmarks.{name}").run(data, settings, full=full)
+    began = time.monotonic()
+    job = importlib.import_module(f"benchmarks.{name}").run(data, settings, full=asked.full)
+    job.facts = _facts(asked, time.monotonic() - began)
+    return job
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,30 +88,24 @@ def _parser() -> argparse.ArgumentParser:
         default="wall",
         help="processor: own time only, for busy machines",
     )
-    parser.add_argument("--out", type=Path, help="also write the page to this file, for example docs/performance.md")
+    parser.add_argument(
+        "--out", type=Path, help="also write to this page, for example docs/performance.md; sections of other jobs stay"
+    )
     return parser
 
 
-def _page(done: list[Job], asked: argparse.Namespace, seconds: float) -> str:
+def _facts(asked: argparse.Namespace, seconds: float) -> str:
     versions = ", ".join(f"{name} {machine.version(name)}" for name in machine.LIBRARIES if machine.version(name))
-    lines = [
-        "# Performance",
-        "",
-        "Made by the command below; nothing here is typed by hand. Absolute figures belong to the machine, ratios travel better.",
-        "",
-        f"- Command: `python -m benchmarks {shlex.join(sys.argv[1:])}`".rstrip(),
-        f"- Machine: {machine.describe()}",
-        f"- Versions: Python {sys.version.split()[0]}, {versions}; foretoken at commit {machine.commit()}",
-        f"- Date: {time.strftime('%Y-%m-%d')}; the run took {seconds / 60:.0f} minutes",
-        f"- Clock: {'seconds' if asked.clock == 'wall' else 'time of this process on the processors, which hides what others took'}",
-        f"- Data: {asked.transitions:,} made transitions of Hopper's shape (observation 11, action 3), episodes of 200 to 1000 steps",
-        f"- A turn is disturbed when other processes took over {TOLERANCE:.0%} of the processors in each of three tries. "
-        "Medians over rounds; ratios are medians of the ratios within rounds.",
-        "",
-    ]
-    for job in done:
-        lines += job.markdown()
-    return "\n".join(lines).rstrip()
+    clock = (
+        "" if asked.clock == "wall" else " Clock: time of this process on the processors, which hides what others took."
+    )
+    return (
+        f"Measured on {time.strftime('%Y-%m-%d')} in {seconds / 60:.0f} minutes at commit {machine.commit()} by "
+        f"`python -m benchmarks {shlex.join(sys.argv[1:])}".rstrip()
+        + f"` on {machine.describe()}. Python {sys.version.split()[0]}, {versions}.{clock} "
+        f"Data, where there are any: {asked.transitions:,} made transitions of Hopper's shape (observation 11, action 3), "
+        "episodes of 200 to 1000 steps."
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from benchmarks.made import ACTION, OBSERVATION, SPEC, Data
 from benchmarks.report import Job, Table, skipped
 from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
 from benchmarks.training import LAYERS, LONGEST, WIDTH, huggingface_model, torchrl_actor
+from foretoken.core.method import Method
 from foretoken.envs.slots import Job as Episode
 from foretoken.evaluation.rollout import rollout
 from foretoken.systems.offline import decision_transformer
@@ -52,11 +53,16 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 
 def _makers(number: int) -> list[Maker]:
+    return [Maker(ours, (number,)), *peers(number, CONTEXT, bare=True)]
+
+
+def peers(number: int, context: int, *, bare: bool) -> list[Maker]:
+    """The other libraries' ways of acting for `number` environments; `bare` adds their models without a loop."""
+    asked = (number, context, bare)
     return [
-        Maker(ours, (number,)),
-        Maker(d3rlpy, (number,), ("d3rlpy",)),
-        Maker(torchrl, (number,), ("torchrl", "transformers")),
-        Maker(huggingface, (number,), ("transformers",)),
+        Maker(d3rlpy, asked, ("d3rlpy",)),
+        Maker(torchrl, asked, ("torchrl", "transformers")),
+        Maker(huggingface, asked, ("transformers",)),
     ]
 
 
@@ -75,9 +81,13 @@ def _table(number: int, settings: Settings) -> Table:
 
 
 def ours(number: int) -> Iterator[Contestant]:
-    """`rollout` with the preset's policy. The clock runs from the tick at which every context is full."""
+    """The preset's policy, which re-reads its window."""
     torch.manual_seed(0)
-    method = decision_transformer.paper().system.build(SPEC)
+    yield rolled("foretoken", decision_transformer.paper().system.build(SPEC), number, CONTEXT)
+
+
+def rolled(name: str, method: Method, number: int, context: int, note: str = "") -> Contestant:
+    """`rollout` with a method's policy. The clock runs from the tick at which every context is full."""
 
     def turn(count: int) -> float:
         times: dict[int, float] = {}
@@ -88,19 +98,19 @@ def ours(number: int) -> Iterator[Contestant]:
             return made[-1]
 
         jobs = [Episode(i, target=ASKED) for i in range(number)]
-        rollout(method.policy, environment, jobs, spec=SPEC, seed=0, num_slots=number, max_steps=CONTEXT + count)
-        return times[CONTEXT + count] - times[CONTEXT]
+        rollout(method.policy, environment, jobs, spec=SPEC, seed=0, num_slots=number, max_steps=context + count)
+        return times[context + count] - times[context]
 
-    yield Contestant("foretoken", turn, number, ours=True)
+    return Contestant(name, turn, number, ours=True, note=note)
 
 
-def d3rlpy(number: int) -> Iterator[Contestant]:
+def d3rlpy(number: int, context: int, bare: bool) -> Iterator[Contestant]:
     from d3rlpy.algos import DecisionTransformerConfig
     from d3rlpy.models import VectorEncoderFactory
 
     encoder = VectorEncoderFactory([WIDTH], exclude_last_activation=True)
     sizes = DecisionTransformerConfig(
-        context_size=CONTEXT, max_timestep=LONGEST, num_layers=LAYERS, num_heads=1, encoder_factory=encoder
+        context_size=context, max_timestep=LONGEST, num_layers=LAYERS, num_heads=1, encoder_factory=encoder
     )
     algorithm = sizes.create()
     algorithm.create_impl((OBSERVATION,), ACTION)
@@ -113,24 +123,26 @@ def d3rlpy(number: int) -> Iterator[Contestant]:
             at[:] = [environment.reset()[0], 0.0]
         at[0], at[1], *_ = environment.step(actor.predict(*at))
 
-    for _ in range(CONTEXT):
+    for _ in range(context):
         decide()
     yield Contestant("d3rlpy StatefulTransformerWrapper", calls(decide), note="one environment at a time")
+    if not bare:
+        return
     network = algorithm.impl.modules.transformer.eval()
-    window = _window(number)
+    window = _window(number, context)
     arguments = (
         window["observation"],
         window["action"],
         window["return_to_go"],
         window["timestep"],
-        torch.zeros(number, CONTEXT),
+        torch.zeros(number, context),
     )
     yield _bare("d3rlpy", number, lambda: network(*arguments))
 
 
-def huggingface(number: int) -> Iterator[Contestant]:
-    """The loop of its documentation: all steps so far are kept, the last 20 are read."""
-    model = huggingface_model(CONTEXT).eval()
+def huggingface(number: int, context: int, bare: bool) -> Iterator[Contestant]:
+    """The loop of its documentation: all steps so far are kept, the last `context` are read."""
+    model = huggingface_model(context).eval()
     environment = Table11()
     kept: dict[str, Tensor] = {}
 
@@ -144,10 +156,10 @@ def huggingface(number: int) -> Iterator[Contestant]:
     def decide() -> None:
         if environment.at == LONGEST - 1:
             begin()
-        steps = {name: value[-CONTEXT:][None] for name, value in kept.items() if name != "timestep"}
-        timestep = kept["timestep"][:, -CONTEXT:]
-        short = CONTEXT - timestep.shape[1]
-        mask = torch.cat((torch.zeros(short), torch.ones(CONTEXT - short))).long()[None]
+        steps = {name: value[-context:][None] for name, value in kept.items() if name != "timestep"}
+        timestep = kept["timestep"][:, -context:]
+        short = context - timestep.shape[1]
+        mask = torch.cat((torch.zeros(short), torch.ones(context - short))).long()[None]
         steps = {
             name: torch.cat((torch.zeros(1, short, value.shape[-1]), value), dim=1) for name, value in steps.items()
         }
@@ -169,11 +181,13 @@ def huggingface(number: int) -> Iterator[Contestant]:
         kept["timestep"] = torch.cat((kept["timestep"], kept["timestep"][:, -1:] + 1), dim=1)
 
     begin()
-    for _ in range(CONTEXT):
+    for _ in range(context):
         decide()
     yield Contestant("Hugging Face, loop of its documentation", calls(decide), note="one environment at a time")
-    window = _window(number)
-    mask = torch.ones(number, CONTEXT, dtype=torch.long)
+    if not bare:
+        return
+    window = _window(number, context)
+    mask = torch.ones(number, context, dtype=torch.long)
     yield _bare(
         "Hugging Face",
         number,
@@ -188,7 +202,7 @@ def huggingface(number: int) -> Iterator[Contestant]:
     )
 
 
-def torchrl(number: int) -> Iterator[Contestant]:
+def torchrl(number: int, context: int, bare: bool) -> Iterator[Contestant]:
     """Its transforms keep the window, its `rollout` plays; several environments are a SerialEnv, batched for the model."""
     from torchrl.envs import (
         CatFrames,
@@ -205,7 +219,7 @@ def torchrl(number: int) -> Iterator[Contestant]:
     names = ["observation", "action", "return_to_go"]
     stacked = [f"{name}_cat" for name in names]
     actor = torchrl_actor("_cat").eval()
-    policy = DecisionTransformerInferenceWrapper(actor, inference_context=CONTEXT)
+    policy = DecisionTransformerInferenceWrapper(actor, inference_context=context)
     policy.set_tensor_keys(**dict(zip(names, stacked, strict=True)), out_action="action")
     base = SerialEnv(number, lambda: GymWrapper(Table11())) if number > 1 else GymWrapper(Table11())
     environment = TransformedEnv(
@@ -214,7 +228,7 @@ def torchrl(number: int) -> Iterator[Contestant]:
             TargetReturn(ASKED / 1000, out_keys=["return_to_go"]),
             TensorDictPrimer(action=base.action_spec, expand_specs=False),
             UnsqueezeTransform(-2, in_keys=names, out_keys=stacked),
-            CatFrames(N=CONTEXT, dim=-2, in_keys=stacked, padding="constant"),
+            CatFrames(N=context, dim=-2, in_keys=stacked, padding="constant"),
         ),
     )
 
@@ -227,17 +241,19 @@ def torchrl(number: int) -> Iterator[Contestant]:
     turn(2)
     note = "SerialEnv" if number > 1 else ""
     yield Contestant("TorchRL rollout, DecisionTransformerInferenceWrapper", turn, number, note=note)
-    window = _window(number)
+    if not bare:
+        return
+    window = _window(number, context)
     network = actor.get_submodule("module.0.module") if hasattr(actor, "get_submodule") else actor
     yield _bare("TorchRL", number, lambda: network(window["observation"], window["action"], window["return_to_go"]))
 
 
-def _window(rows: int) -> dict[str, Tensor]:
+def _window(rows: int, context: int) -> dict[str, Tensor]:
     return {
-        "observation": torch.randn(rows, CONTEXT, OBSERVATION),
-        "action": torch.rand(rows, CONTEXT, ACTION) * 2 - 1,
-        "return_to_go": torch.rand(rows, CONTEXT, 1),
-        "timestep": torch.arange(CONTEXT).repeat(rows, 1),
+        "observation": torch.randn(rows, context, OBSERVATION),
+        "action": torch.rand(rows, context, ACTION) * 2 - 1,
+        "return_to_go": torch.rand(rows, context, 1),
+        "timestep": torch.arange(context).repeat(rows, 1),
     }
 
 

@@ -36,18 +36,22 @@ class Product:
 
 
 def transformer(
-    rows: int, tokens: int, read: int, *, width: int = 128, layers: int = 3, heads: int = 1
+    rows: int, tokens: int, read: int, *, seen: int = 0, width: int = 128, layers: int = 3, heads: int = 1
 ) -> list[Product]:
-    """The products of one forward pass in which the last layer answers only at `read` of each row's tokens."""
-    every, some = rows * tokens, rows * read
+    """The products of one forward pass in which the last layer answers only at `read` of each row's tokens.
+
+    Args:
+        seen: keys that are attended to; 0 = as many as there are tokens.
+    """
+    every, some, seen = rows * tokens, rows * read, seen or tokens
     products = []
     for layer in range(layers):
         asked, length = (some, read) if layer == layers - 1 else (every, tokens)
         products += [
             Product(every, width, 2 * width),
             Product(asked, width, width, count=2),
-            Product(length, width // heads, tokens, batch=rows * heads),
-            Product(length, tokens, width // heads, batch=rows * heads),
+            Product(length, width // heads, seen, batch=rows * heads),
+            Product(length, seen, width // heads, batch=rows * heads),
             Product(asked, width, 4 * width),
             Product(asked, 4 * width, width),
         ]
@@ -89,6 +93,11 @@ def training(rows: int, context: int, *, pruned: bool, dtype: torch.dtype = torc
 def acting(rows: int, context: int) -> Floor:
     """One decision for each of `rows` environments that re-reads the last `context` steps."""
     return of_products(transformer(rows, 3 * context, 1))
+
+
+def streaming(rows: int, context: int) -> Floor:
+    """One decision for each of `rows` environments that reads one step, with keys and values of `context` steps kept."""
+    return of_products(transformer(rows, 3, 1, seen=3 * context))
 
 
 def _best(batch: int, m: int, k: int, n: int, dtype: torch.dtype) -> float:

@@ -1,9 +1,10 @@
 """What the measurements ran on, and how much of the processors others used meanwhile."""
 
+import gc
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Bytes that this process held at most during `work`, over what it held before; 0 where the system does not tell."""
+    reset = Path("/proc/self/clear_refs")  # writing 5 sets the high-water mark back to what is held now
+    gc.collect()
+    try:
+        reset.write_text("5")
+    except OSError:
+        return 0
+    before = _held("VmRSS")
+    work()
+    return _held("VmHWM") - before
+
+
+def _held(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
 
 
 def _ticks() -> Sequence[int]:

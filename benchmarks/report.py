@@ -1,6 +1,7 @@
-"""Tables of scores, as Markdown."""
+"""Tables of scores, as Markdown, and the page that holds them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.rounds import Maker, Score
@@ -78,19 +79,69 @@ class Table:
 
 
 @dataclass
+class Sheet:
+    """A table of any other form.
+
+    Args:
+        title: the setting.
+        head: names of the columns.
+        rows: their cells.
+        sentences: what follows from it: judged goals, then notes.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    sentences: Sequence[str]
+
+    def markdown(self) -> list[str]:
+        line = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
+        below = [part for sentence in self.sentences if sentence for part in (sentence, "")]
+        return [
+            f"### {self.title}",
+            "",
+            line(self.head),
+            "|---" * len(self.head) + "|",
+            *map(line, self.rows),
+            "",
+            *below,
+        ]
+
+
+def judged(goal: str, results: Mapping[str, bool]) -> str:
+    """A sentence that says which of the named met a goal."""
+    missed, met = ([name for name, good in results.items() if good is which] for which in (False, True))
+    if not results:
+        return f"The goal is {goal}: not judged, peers are missing."
+    if len(results) == 1:
+        return f"The goal is {goal}: {'**not met**' if missed else 'met'}."
+    parts = (("**not met** by", missed), ("met by", met))
+    return f"The goal is {goal}: " + "; ".join(f"{word} {', '.join(names)}" for word, names in parts if names) + "."
+
+
+@dataclass
 class Job:
-    """What one module measured."""
+    """What one module measured. `facts` says how, in one line: command, machine, versions, date."""
 
     title: str
     text: str
-    tables: Sequence[Table]
+    tables: Sequence[Table | Sheet]
     missing: Sequence[str] = field(default_factory=list)
+    facts: str = ""
 
     def markdown(self) -> list[str]:
-        lines = [f"## {self.title}", "", " ".join(self.text.split()), ""]
+        lines = [f"## {self.title}", "", " ".join(self.text.split()), "", *([self.facts, ""] if self.facts else [])]
         for table in self.tables:
             lines += table.markdown()
         return lines + [line for missing in self.missing for line in (f"- {missing}", "")]
+
+
+def renewed(page: str, head: str, jobs: Sequence[Job]) -> str:
+    """The page with a new head and these jobs' sections renewed in their places, or added; other sections stay as they are."""
+    _, *old = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    sections = {part.split("\n", 1)[0].removeprefix("## "): part.rstrip() for part in old}
+    sections |= {job.title: "\n".join(job.markdown()).rstrip() for job in jobs}
+    return "\n\n".join([head.rstrip(), *sections.values()]) + "\n"
 
 
 def number(value: float) -> str:
@@ -104,3 +155,8 @@ def time_of(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB, "" where they were not measured."""
+    return f"{size / 1e6:,.0f} MB" if size else ""

@@ -76,6 +76,7 @@ class Contestant:
         ours: whether it is foretoken.
         counts: whether a peer takes part in "the best peer" (a bare model without its loop does not).
         note: what differs, for the notes below the table.
+        memory: the most bytes held during a call, over what the process held before; 0 = not measured.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Contestant:
     ours: bool = False
     counts: bool = True
     note: str = ""
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ def compete(makers: Sequence[Maker], settings: Settings) -> list[Score]:
         entries = [(worker, index) for worker in workers for index in range(len(worker.contestants))]
         counts = []
         for worker, index in entries:
-            worker.turn(index, 2)
-            once = worker.turn(index, 3)[0] / 3
+            once = worker.turn(index, 2)[0] / 2
+            if once < settings.seconds:
+                once = worker.turn(index, 3)[0] / 3
             counts.append(max(2, round(settings.seconds / max(once, 1e-9))))
         scores = [Score(worker.contestants[index]) for worker, index in entries]
         for number in range(settings.rounds):
