@@ -322,14 +322,18 @@ def run_claim(
         figures[arm] = []
         for seed in claim.seeds:
             folder = out / arm / f"seed-{seed}"
-            finished = (folder / "run.json").exists() and Run.open(folder).about["status"] == "finished"
+            before = Run.open(folder) if (folder / "run.json").exists() else None
+            if before is not None and before.experiment != experiment.replace(seed=seed):
+                raise ConfigError(
+                    f"{folder} holds a run with other settings than this arm's; remove it, or give another folder by --out"
+                )
+            finished = before is not None and before.about["status"] == "finished"
             tell(f"claim {key}: arm {arm}, seed {seed}{' (done before)' if finished else ''}")
-            resume = folder.exists() and any(folder.iterdir())
-            done = (
-                Run.open(folder)
-                if finished
-                else run(experiment.replace(seed=seed), folder, resume=resume, progress=progress)
-            )
+            if before is not None and finished:
+                done = before
+            else:
+                resume = folder.exists() and any(folder.iterdir())
+                done = run(experiment.replace(seed=seed), folder, resume=resume, progress=progress)
             figures[arm].append(claim.metric(done))
             minutes += _minutes(done)
     conditions = {name: bool(value) for name, value in claim.holds(figures).items()}
