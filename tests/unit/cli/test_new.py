@@ -125,7 +125,7 @@ def test_claim_records_its_verdict_and_goes_on_where_it_stopped(tiny_claim, tmp_
     answer = foretoken("claim", tiny_claim, "--quiet", "--json")
     assert json.loads(answer.out)["arms"]["trained"]["seeds"] == [0, 1]
     assert "seed 1 (done before)" in answer.err and "seed 0 (done before)" not in answer.err
-    run_file = next(tmp_path.rglob("seed-1/run.json"))
+    run_file = next(tmp_path.rglob("trained/seed-1/run.json"))
     run_file.write_text(run_file.read_text().replace('"updates": 2', '"updates": 3'))
     answer = foretoken("claim", tiny_claim, "--quiet")
     assert answer.code == 2 and "other settings" in answer.err
