@@ -8,6 +8,7 @@ with what each of them is, so one rule of visibility serves both.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -196,7 +197,7 @@ class Attention(Mixer):
         last = state["count"][:, None] - 1
         clock = last - (last - torch.arange(self.slots, device=last.device)) % self.slots
         step, group, position = (state.get(name, clock) for name in ("step", "group", "position"))
-        return _Told(None, clock, torch.zeros_like(clock), step, group, position)
+        return _Told(None, clock, clock if self.visible is None else torch.zeros_like(clock), step, group, position)
 
     def _write(self, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, state: State) -> State:
         """The last `slots` valid tokens of each row, at slots counted per row."""
@@ -260,8 +261,9 @@ def _tell(tokens: Tokens, x_BLD: Tensor, state: State | None) -> _Told:
         clock = torch.arange(length, device=x_BLD.device).expand(rows, length)
     else:
         clock = tokens.valid.cumsum(1) - 1
-    born = torch.zeros((), dtype=torch.int64, device=x_BLD.device).expand(rows, length)
-    if state is not None:
+    if state is None:
+        born = torch.zeros((), dtype=torch.int64, device=x_BLD.device).expand(rows, length)
+    else:
         clock, born = clock + state["count"][:, None], state["born"][:, None].expand(rows, length)
     if tokens.fresh is not None:
         here = clock if tokens.valid is None else clock + 1 - tokens.valid.long()
@@ -273,11 +275,18 @@ def _tell(tokens: Tokens, x_BLD: Tensor, state: State | None) -> _Told:
 
 def _turn(position_BL: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of rotary positions, (B, L, 1, E): pair (e, e + E/2) turns by position * base^(-2e/E)."""
-    half = head_width // 2
-    rate = base ** (-torch.arange(half, device=position_BL.device, dtype=torch.float64) / half)
-    angle = position_BL[..., None, None].double() * rate
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    rate, sign = _rates(head_width // 2, base, position_BL.device)
+    angle = position_BL[..., None, None] * rate
+    return angle.cos().to(dtype), (angle.sin() * sign).to(dtype)
+
+
+@lru_cache
+def _rates(half: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all E entries of a head, how far a position turns them (float64), and the sign of their sine."""
+    with torch.inference_mode(False):
+        rate = base ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
+        sign = torch.ones_like(rate)
+        return torch.cat((rate, rate)), torch.cat((-sign, sign))
 
 
 def _rotate(x_BLHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
