@@ -148,13 +148,16 @@ class ConditionedCloning(Method):
             condition: (B, T, C) or None; timestep: (B, T) int64; valid: (B, T) bool.
         """
         time = self.embed_time(timestep, valid)
-        time_before = torch.cat((time[:, :1], time[:, :-1]), dim=1)  # the first previous action is hidden
-        x_BLD = self.tokens(observation, previous_action, condition, time, time_before)
-        known = valid & torch.cat((torch.zeros_like(valid[:, :1]), valid[:, :-1]), dim=1)
-        exists = torch.stack([known] + [valid] * (self.group - 1), dim=2).flatten(1)
-        group = self.groups.repeat(valid.shape[1]).expand(len(valid), -1)
+        time_before = torch.cat((time[:, :1], time[:, :-1]), dim=1)
+        # The window's first previous action is hidden, and the first token of all windows is that or padding: it is left out.
+        x_BLD = self.tokens(observation, previous_action, condition, time, time_before)[:, 1:]
+        exists = None
+        if valid.device.type != "cpu" or not valid.all():  # asking costs a synchronisation elsewhere
+            known = valid & torch.cat((torch.zeros_like(valid[:, :1]), valid[:, :-1]), dim=1)
+            exists = torch.stack([known] + [valid] * (self.group - 1), dim=2).flatten(1)[:, 1:]
+        group = self.groups.repeat(valid.shape[1])[1:].expand(len(valid), -1)
         steps = range(*read.indices(valid.shape[1]))
-        at = slice((steps.start + 1) * self.group - 1, steps.stop * self.group, steps.step * self.group)
+        at = slice((steps.start + 1) * self.group - 2, steps.stop * self.group - 1, steps.step * self.group)
         mixed = self.backbone(x_BLD, tokens=Tokens(valid=exists, group=group), read=at)
         return self.head(mixed.y), mixed.aux
 
