@@ -124,6 +124,9 @@ def claim() -> Claim:
 
     Every arm sees 640 steps an update for 5,000 updates. Four targets spread over the data's range, 10 episodes each, three
     seeds. The window arm is Decision Transformer as its `cpu` preset sets it: 5 steps, no positions but the episode's step.
+    It did not hold: two of three seeds of the cache earn what the window earns, one does not at the top target, and the
+    recurrent state earns less at the upper two. An update of the streamed arms holds 16 long windows, that of the window arm
+    128 short ones: fewer places of the data at once, which shorter windows in larger batches may mend; not tried yet.
     """
     run = cpu()
     base = run.replace(
@@ -172,5 +175,5 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
         least = min(0.95 * float(window.mean()), float(window.mean()) - error)
         conditions[f"{arm}: earns what the window earns"] = float(earned[arm].mean()) >= least
         rank = float(np.mean([row["spearman"] for row in results[arm]]))
-        conditions[f"{arm}: Spearman >= 0.8 in the mean over seeds"] = rank >= 0.8
+        conditions[f"{arm}: Spearman >= 0.8 in the mean over seeds"] = round(rank, 9) >= 0.8
     return conditions
