@@ -72,7 +72,11 @@ def test_tokens_carry_their_own_time() -> None:
     method.embed_time.place.weight.data.zero_()
     method(whole)
     moved = (seen[0] - seen[1]).abs().amax((0, 2)) > 1
-    assert moved.nonzero().flatten().tolist() == [3, 4, 5]  # R_1, s_1 and a_1, the previous action of step 2; the hidden first one is left out
+    assert moved.nonzero().flatten().tolist() == [
+        3,
+        4,
+        5,
+    ]  # R_1, s_1, a_1: the first, hidden token is left out
 
 
 def test_scaled_returns_come_from_the_data() -> None:
