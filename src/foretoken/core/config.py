@@ -6,6 +6,7 @@ classes of this library and of installed plug-ins (entry-point group `foretoken.
 
 import dataclasses
 import importlib
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -121,6 +122,8 @@ def _fit(value: Any, hint: Any, where: str) -> Any:
         kind = types.NoneType
     if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise ConfigError(f"{where} must be {_name(hint)}, got {value!r}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{where} must be a number, got {value!r}")
     return value
 
 

@@ -92,6 +92,11 @@ def test_wrong_types_are_named(given: dict, message: str) -> None:
         Outer(**given)
 
 
+def test_nan_is_no_number() -> None:
+    with pytest.raises(ConfigError, match="dropout must be a number, got nan"):
+        BlockConfig(dropout=float("nan"))
+
+
 def test_bool_is_no_int() -> None:
     with pytest.raises(ConfigError, match=r"Inner.size must be int, got True"):
         Inner(size=True)
