@@ -29,7 +29,7 @@ def _claimed(tmp_path) -> None:
 def test_list_shows_systems_by_family_with_their_status(foretoken) -> None:
     answer = foretoken("list")
     assert answer.code == 0 and "offline\n  " in answer.out
-    (line,) = [line for line in answer.out.splitlines() if "decision_transformer" in line]
+    (line,) = [line for line in answer.out.splitlines() if "  decision_transformer " in line]
     assert line.startswith("  decision_transformer ") and line.endswith("not yet run")
 
 
