@@ -12,6 +12,7 @@ from foretoken.core.method import Policy
 from foretoken.core.random import normal, split, uniform
 from foretoken.core.spec import Box, Discrete, MultiDiscrete, Spec, Tokens, leaves
 from foretoken.core.state import State
+from foretoken.envs.recorded import Recorded
 from foretoken.envs.slots import Slots, Tick, follow
 from foretoken.envs.spaces import build_tree
 
@@ -39,13 +40,17 @@ def _attributes(holder: Any) -> list[Any]:
     return [*getattr(holder, "__dict__", {}).values(), *slots]
 
 
-def play(slots: Slots, policy: Policy, *, explore: bool = False) -> Iterator[tuple[Tick, Decision]]:
+def play(
+    slots: Slots, policy: Policy, *, explore: bool = False, record: bool = False
+) -> Iterator[tuple[Tick, Decision]]:
     """Plays every job of new slots, yielding each tick with the decision taken at it, before that is carried out.
 
     Rows are born by `policy.begin` with the jobs' contexts, and dropped when jobs run out. The policy acts without
-    gradients and in evaluation mode.
+    gradients and in evaluation mode. `record` lets it act by a recorded graph where it can, which its weights must not
+    change under; see `Recorded`.
     """
     with acting(policy):
+        policy = Recorded(policy) if record else policy
         tick, state = slots.start(), None
         while tick is not None:
             # not inference_mode: what a network caches while acting must stay usable in training

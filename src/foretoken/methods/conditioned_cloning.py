@@ -95,6 +95,7 @@ class ConditionedCloning(Method):
         self.head = config.head.build(spec.action, width)
         self.backbone = config.backbone.build()
         self.group = 3 if self.condition else 2
+        self.is_static = not any(getattr(part, "asks_the_data", False) for part in self.modules())
         self.asks = self.condition.asks if self.condition else ()
         columns = ("observation", "action", *(self.condition.columns if self.condition else ()))
         self.register_buffer("groups", torch.arange(self.group), persistent=False)
@@ -217,6 +218,11 @@ class WindowPolicy:
     def __init__(self, method: ConditionedCloning) -> None:
         self.method = method
 
+    def steady(self, step: Step, state: State) -> bool:
+        """Whether `act` does the same operations as at every other such step: all windows are full."""
+        full = state["history"]["seen"] >= self.method.config.context - 1
+        return self.method.is_static and bool((full & step.valid).all())
+
     def begin(self, rows: int, context: Context) -> State:
         method, device = self.method, next(self.method.parameters()).device
         columns = {"observation": method.spec.observation, "previous_action": method.spec.action}
@@ -253,6 +259,10 @@ class StreamPolicy:
 
     def __init__(self, method: ConditionedCloning) -> None:
         self.method = method
+
+    def steady(self, step: Step, state: State) -> bool:
+        """Whether `act` does the same operations as at every other such step: no row begins or is idle."""
+        return self.method.is_static and bool((step.valid & ~step.first).all())
 
     def begin(self, rows: int, context: Context) -> State:
         method = self.method

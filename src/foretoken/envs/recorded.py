@@ -1,0 +1,127 @@
+"""Acting by a recorded graph, for policies whose steps come to be the same operations again and again.
+
+At small batches most of a decision's time goes to Python between operations. A recording replays them without it.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foretoken.core.batch import Decision, Step
+from foretoken.core.method import Policy
+from foretoken.core.state import State
+
+log = logging.getLogger(__name__)
+AFTER, TRIALS = 100, 3
+
+
+class Recorded:
+    """Answers what `policy` answers, bit for bit; begins, ends and changes of shape go through the policy itself.
+
+    Only for policies with `steady(step, state)`, which says whether the operations of `act` depend on shapes alone at that
+    step. After `after` such steps of equal shapes they are recorded on the CPU, and the recording is used if it agrees with the
+    policy in `TRIALS` trials. The weights must not change meanwhile: make a new one for every rollout.
+    """
+
+    def __init__(self, policy: Policy, after: int = AFTER) -> None:
+        self.policy, self.after = policy, after
+        self._graphs: dict[Any, _Graph | None] = {}
+        self._seen: dict[Any, int] = {}
+        self._last: tuple[State, list[Tensor], bool, _Graph] | None = None
+
+    def begin(self, rows: int, context: Any) -> State:
+        return self.policy.begin(rows, context)
+
+    def act(self, step: Step, state: State, *, explore: bool = False) -> Decision:
+        steady = getattr(self.policy, "steady", None)
+        if steady is None or step.first.device.type != "cpu" or not steady(step, state):
+            return self.policy.act(step, state, explore=explore)
+        if self._last is not None and self._last[0] is state and self._last[2] == explore:
+            _, kept, _, graph = self._last  # going on from what the graph answered: nothing to look up
+        else:
+            kept = _leaves(state)
+            found = self._graph(step, state, kept, explore)
+            if found is None:
+                return self.policy.act(step, state, explore=explore)
+            graph = found
+        action, after, record = graph.run([*_leaves(step), *kept])
+        self._last = after, graph.kept, explore, graph
+        return Decision(action, after, record)
+
+    def _graph(self, step: Step, state: State, kept: list[Tensor], explore: bool) -> "_Graph | None":
+        leaves = [*_leaves(step), *kept]
+        key = (explore, *[(leaf.shape, leaf.dtype) for leaf in leaves])
+        if key not in self._graphs:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] < self.after:
+                return None
+            try:
+                self._graphs[key] = _Graph(_Act(self.policy, (step, state), explore), leaves)
+            except RuntimeError as problem:
+                log.debug("%s is not recorded: %s", type(self.policy).__name__, problem)
+                self._graphs[key] = None
+        return self._graphs[key]
+
+
+class _Graph:
+    """A recording of `act` that was seen to agree with it. Raises RuntimeError where there is none."""
+
+    def __init__(self, act: "_Act", leaves: list[Tensor]) -> None:
+        copies = lambda: [leaf.clone() for leaf in leaves]  # noqa: E731
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # recording warns of every number that is read from a tensor
+            self._replay = torch.jit.trace(act, tuple(copies()), check_trace=False)
+        for _ in range(TRIALS):  # a graph is optimised in its first runs
+            if not all(torch.equal(a, b) for a, b in zip(act(*copies()), self._replay(*copies()), strict=True)):
+                raise RuntimeError("the recording answers otherwise")
+        self._shape = act.shape
+        self.kept: list[Tensor] = []
+
+    def run(self, leaves: list[Tensor]) -> Any:
+        """Action, state and record; the state's tensors are in `kept`."""
+        answers = iter(self._replay(*leaves))
+        action = _filled(self._shape[0], answers)
+        self.kept = []
+        state = _filled(self._shape[1], answers, self.kept)
+        return action, state, _filled(self._shape[2], answers)
+
+
+class _Act(nn.Module):
+    """`policy.act` from tensors to tensors; its modules are registered, so that weights are no constants of the graph."""
+
+    def __init__(self, policy: Policy, example: Any, explore: bool) -> None:
+        super().__init__()
+        self.policy, self.example, self.explore = policy, example, explore
+        self.shape: Any = None
+        self.held = nn.ModuleList(part for part in vars(policy).values() if isinstance(part, nn.Module))
+        self.train(False)
+
+    def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
+        given = iter(leaves)
+        step, state = Step(*(_filled(part, given) for part in self.example[0])), _filled(self.example[1], given)
+        decision = self.policy.act(step, state, explore=self.explore)
+        answers = (decision.action, decision.state, decision.record)
+        self.shape = tuple(_filled(part, repeat(None)) for part in answers)
+        return tuple(_leaves(answers))
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    """The tensors of nested mappings and tuples, in order; PyTorch's own pytree takes longer than a layer."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for part in (tree.values() if isinstance(tree, Mapping) else tree) for leaf in _leaves(part)]
+
+
+def _filled(shape: Any, leaves: Iterator[Any], kept: list[Tensor] | None = None) -> Any:
+    """The next leaves in the shape of a tree, and noted in `kept`."""
+    if isinstance(shape, Mapping):
+        return {name: _filled(part, leaves, kept) for name, part in shape.items()}
+    leaf = next(leaves)
+    if kept is not None:
+        kept.append(leaf)
+    return leaf

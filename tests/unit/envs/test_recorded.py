@@ -1,0 +1,81 @@
+"""Recorded: when it records, and that what it answers is the policy's own."""
+
+import pytest
+import torch
+
+from foretoken.core.batch import Decision, Step
+from foretoken.envs.recorded import Recorded
+from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
+from foretoken.nn.feed_forward import MixtureOfExpertsConfig
+from foretoken.nn.mixers.attention import AttentionConfig
+from foretoken.nn.stack import BlockConfig, StackConfig
+from foretoken.testing.stores import SPECS
+
+BANDED = AttentionConfig(window=9, slack=2, positions="rotary")
+
+
+def policy(reading="stream", **block):
+    pattern = (BlockConfig(mixer=BANDED if reading == "stream" else AttentionConfig(), **block),)
+    backbone = StackConfig(width=8, num_layers=2, pattern=pattern)
+    config = ConditionedCloningConfig(context=3, reading=reading, backbone=backbone)
+    return config.build(SPECS["continuous"]).eval().policy
+
+
+def step(t, rows, *, first=False):
+    spec = SPECS["continuous"]
+    generator = torch.Generator().manual_seed(t)
+    return Step(
+        observation=torch.randn(rows, *spec.observation.shape, generator=generator),
+        previous_action=torch.randn(rows, *spec.action.shape, generator=generator),
+        previous_reward=torch.ones(rows), first=torch.full((rows,), first), final=torch.zeros(rows, dtype=torch.bool),
+        valid=torch.ones(rows, dtype=torch.bool), timestep=torch.full((rows,), t), seed=torch.arange(rows) + 100 * t,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def both(plain, recorded, steps, rows=2):
+    states = [one.begin(rows, {"target_return": 5.0}) for one in (plain, recorded)]
+    for told in steps:
+        decisions = [one.act(told, state) for one, state in zip((plain, recorded), states, strict=True)]
+        assert torch.equal(decisions[0].action, decisions[1].action)
+        states = [decision.state for decision in decisions]
+
+
+@pytest.mark.parametrize("reading", ["stream", "window"])
+def test_steady_steps_are_recorded_once_and_answer_the_same(reading):
+    recorded = Recorded(policy(reading), after=3)
+    steps = [step(t, 2, first=t in (0, 11)) for t in range(20)]
+    both(recorded.policy, recorded, steps)
+    assert [graph is not None for graph in recorded._graphs.values()] == [True]
+
+
+def test_what_branches_on_data_is_not_recorded():
+    recorded = Recorded(policy(feed_forward=MixtureOfExpertsConfig(num_experts=2)), after=1)
+    both(recorded.policy, recorded, [step(t, 2, first=t == 0) for t in range(6)])
+    assert not recorded._graphs
+
+
+def test_another_number_of_rows_is_recorded_by_itself():
+    recorded = Recorded(policy(), after=2)
+    for rows in (2, 3, 2):
+        both(recorded.policy, recorded, [step(t, rows, first=t == 0) for t in range(6)], rows=rows)
+    assert len(recorded._graphs) == 2
+
+
+def test_a_recording_that_answers_otherwise_is_not_used():
+    class Moody:
+        calls = 0
+
+        def steady(self, step, state):
+            return True
+
+        def begin(self, rows, context):
+            return {}
+
+        def act(self, step, state, *, explore=False):
+            self.calls += 1
+            return Decision(step.observation + self.calls, state)
+
+    recorded = Recorded(Moody(), after=1)
+    answers = [recorded.act(step(0, 1), {}).action - step(0, 1).observation for _ in range(3)]
+    assert list(recorded._graphs.values()) == [None] and torch.allclose(answers[2] - answers[1], torch.ones(()))
