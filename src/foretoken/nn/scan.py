@@ -345,11 +345,14 @@ def delta_rule(
     own, of_state = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
     late = _times(k, to_end).transpose(-1, -2)
     scores, early = (q @ k.transpose(-1, -2)) * within, _times(q, from_start)
+    # Unbound, not indexed: backwards, an index in a loop fills a whole tensor every time.
+    keep = None if from_start is None else from_start[..., -1, None, None].unbind(2)
+    parts = (part.unbind(2) for part in (own, of_state, scores, early, late))
     outputs = []
-    for i in range(chunks.count):
-        u = own[:, :, i] - of_state[:, :, i] @ S
-        outputs.append(scores[:, :, i] @ u + early[:, :, i] @ S)
-        S = late[:, :, i] @ u + (S if from_start is None else S * from_start[:, :, i, -1, None, None])
+    for i, (own_i, of_state_i, scores_i, early_i, late_i) in enumerate(zip(*parts, strict=True)):
+        u = own_i - of_state_i @ S
+        outputs.append(scores_i @ u + early_i @ S)
+        S = late_i @ u + (S if keep is None else S * keep[i])
     return chunks.join(torch.stack(outputs, 2)), S
 
 
