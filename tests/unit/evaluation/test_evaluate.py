@@ -159,7 +159,7 @@ def test_broken_files_are_named(tmp_path):
         ({"episodes": 0}, "Evaluation.episodes must be at least 1, got 0"),
         ({"num_slots": 0}, "Evaluation.num_slots must be at least 1"),
         ({"targets": (1.0, 1.0)}, "targets must differ"),
-        ({"targets": (float("nan"),)}, "targets must be finite"),
+        ({"targets": (float("inf"),)}, "targets must be finite"),
     ],
 )
 def test_bad_settings_are_named(changes, says):
