@@ -19,8 +19,8 @@ from benchmarks.report import Job, Table, skipped
 from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
 from benchmarks.training import LAYERS, LONGEST, WIDTH, huggingface_model, torchrl_actor
 from foretoken.core.method import Method
-from foretoken.envs.recorded import AFTER
 from foretoken.envs.slots import Job as Episode
+from foretoken.envs.traced import AFTER
 from foretoken.evaluation.rollout import rollout
 from foretoken.systems.offline import decision_transformer
 
@@ -88,7 +88,7 @@ def ours(number: int) -> Iterator[Contestant]:
 
 
 def rolled(name: str, method: Method, number: int, context: int, note: str = "") -> Contestant:
-    """`rollout` with a method's policy. The clock runs from the tick at which contexts are full and the policy's recording, made
+    """`rollout` with a method's policy. The clock runs from the tick at which contexts are full and the policy's trace, made
     once in a rollout in a few tenths of a second, is in use."""
     begin = context + AFTER + 10
 

@@ -21,7 +21,7 @@ from benchmarks.report import Job, Sheet, Table, judged, skipped, time_of
 from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
 from foretoken.core.batch import Step
 from foretoken.core.method import Method
-from foretoken.envs.recorded import Recorded
+from foretoken.envs.traced import Traced
 from foretoken.nn.mixer import MixerConfig
 from foretoken.nn.mixers import shelf
 from foretoken.systems.offline.streaming_decision_transformer import banded, layers, paper
@@ -71,8 +71,8 @@ def _method(mixer: MixerConfig) -> Method:
 
 
 def _ready(name: str, method: Method, number: int, begin: int, *, span: int) -> Contestant:
-    """`policy.act` on made steps, recorded as in `rollout`; a turn plays steps `begin` to `begin + span` of an episode again and again."""
-    policy = Recorded(method.policy, after=2)
+    """`policy.act` on made steps, traced as in `rollout`; a turn plays steps `begin` to `begin + span` of an episode again and again."""
+    policy = Traced(method.policy, after=2)
 
     def step(at: int) -> Step:
         return Step(

@@ -32,7 +32,7 @@ class TestDecisionTransformer:
         LAWS["acting_is_forward"](trial)
 
     @pytest.mark.parametrize(
-        "law", ["acting_is_forward", "rows_are_independent", "recording_changes_nothing", "state_keeps_its_shape",
+        "law", ["acting_is_forward", "rows_are_independent", "tracing_changes_nothing", "state_keeps_its_shape",
                 "updates_lower_the_loss", "weights_are_the_policy"],
     )  # fmt: skip
     def test_reads_a_stream(self, name, law):

@@ -12,9 +12,9 @@ from foretoken.core.method import Policy
 from foretoken.core.random import normal, split, uniform
 from foretoken.core.spec import Box, Discrete, MultiDiscrete, Spec, Tokens, leaves
 from foretoken.core.state import State
-from foretoken.envs.recorded import Recorded
 from foretoken.envs.slots import Slots, Tick, follow
 from foretoken.envs.spaces import build_tree
+from foretoken.envs.traced import Traced
 
 
 @contextmanager
@@ -41,16 +41,16 @@ def _attributes(holder: Any) -> list[Any]:
 
 
 def play(
-    slots: Slots, policy: Policy, *, explore: bool = False, record: bool = False
+    slots: Slots, policy: Policy, *, explore: bool = False, trace: bool = False
 ) -> Iterator[tuple[Tick, Decision]]:
     """Plays every job of new slots, yielding each tick with the decision taken at it, before that is carried out.
 
     Rows are born by `policy.begin` with the jobs' contexts, and dropped when jobs run out. The policy acts without
-    gradients and in evaluation mode. `record` lets it act by a recorded graph where it can, which its weights must not
-    change under; see `Recorded`.
+    gradients and in evaluation mode. `trace` lets it act by a traced graph where it can, which its weights must not
+    change under; see `Traced`.
     """
     with acting(policy):
-        policy = Recorded(policy) if record else policy
+        policy = Traced(policy) if trace else policy
         tick, state = slots.start(), None
         while tick is not None:
             # not inference_mode: what a network caches while acting must stay usable in training

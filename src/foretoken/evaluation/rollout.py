@@ -107,7 +107,7 @@ def rollout(
         environment, jobs, num_slots=num_slots, seed=seed, spec=spec, device=device, max_steps=max_steps
     ) as slots:
         tally = _Tally(len(jobs))
-        for tick, _ in play(slots, policy, explore=explore, record=True):
+        for tick, _ in play(slots, policy, explore=explore, trace=True):
             tally.add(tick)
             for row in tick.ended.tolist():
                 number = int(tick.number[row])

@@ -95,7 +95,7 @@ class ConditionedCloning(Method):
         self.head = config.head.build(spec.action, width)
         self.backbone = config.backbone.build()
         self.group = 3 if self.condition else 2
-        self.is_static = not any(getattr(part, "asks_the_data", False) for part in self.modules())
+        self.is_static = not any(getattr(part, "data_dependent", False) for part in self.modules())
         self.asks = self.condition.asks if self.condition else ()
         columns = ("observation", "action", *(self.condition.columns if self.condition else ()))
         self.register_buffer("groups", torch.arange(self.group), persistent=False)

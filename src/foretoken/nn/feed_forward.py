@@ -193,7 +193,7 @@ class MixtureOfExperts(FeedForward):
     In training mode `aux` holds `balance_loss` and `z_loss`, already weighted, and `load` (E,), each expert's share.
     """
 
-    asks_the_data = True  # how many tokens go to an expert decides what is computed
+    data_dependent = True  # how many tokens go to an expert decides what is computed
     active: Tensor
     random_router: Tensor
 

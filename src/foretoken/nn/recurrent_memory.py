@@ -74,7 +74,7 @@ def _mutual(query: Tokens, key: Tokens) -> Tensor:
 class RecurrentMemory(nn.Module):
     """A Stack with recurrent memory, used wherever a Stack is; see the module's docstring."""
 
-    asks_the_data = True  # where segments begin and end decides what is computed
+    data_dependent = True  # where segments begin and end decides what is computed
 
     def __init__(self, config: RecurrentMemoryConfig) -> None:
         super().__init__()

@@ -7,8 +7,8 @@
 
 `valid` and `fresh` (B, L) are those of `Tokens`: a padded token passes the state on, a fresh one clears it first. Everything
 here runs in float32 or better whatever the precision around it; decays come as logarithms <= 0, and no cumulative product is
-ever divided by. Engines agree to rounding; "auto" picks by sizes
-and by whether gradients are on, never by a clock, so that the same run takes the same path every day.
+ever divided by. Engines agree to rounding; "auto" picks by sizes and by whether gradients are on, never by a clock, so that
+the same run takes the same path every day.
 """
 
 from collections.abc import Callable, Iterator
@@ -377,6 +377,12 @@ def exponential(
     S, m = (_begin(None, k, v), k.new_full((k.shape[0], k.shape[2]), NEVER)) if state is None else state
     if not q.shape[1]:
         return v, log_input, (S, m)
+    if q.shape[1] == 1 and valid is None and fresh is None:  # what a stream does, in as few operations as can be
+        f, i = m if log_forget is None else log_forget[:, 0] + m, log_input[:, 0]
+        m = torch.maximum(f, i).detach()
+        k_t = k[:, 0] * (i - m).exp()[..., None]
+        S = torch.addcmul(S * (f - m).exp()[..., None, None], k_t[..., None], v[:, 0, :, None])
+        return (q.transpose(1, 2) @ S).transpose(1, 2), m[:, None], (S, m)
     if _stepwise(engine, q.shape[1]):
         outputs, maxima, tops, kept = [], [], [], []
         forgets = torch.zeros_like(log_input) if log_forget is None else log_forget

@@ -22,7 +22,7 @@ from foretoken.core.spec import Spec, Window
 from foretoken.core.state import write_rows
 from foretoken.data.store import Store
 from foretoken.data.windows import WindowSampler
-from foretoken.envs.recorded import Recorded
+from foretoken.envs.traced import Traced
 from foretoken.testing.agreement import perturb, require, require_equal
 from foretoken.testing.stores import random_store
 
@@ -137,13 +137,13 @@ def staggered(store: Store, rows: int = 3) -> Plan:
 
 
 def play(
-    method: Method, store: Store, plan: Plan, asked: Asked, *, record: bool = False
+    method: Method, store: Store, plan: Plan, asked: Asked, *, trace: bool = False
 ) -> Iterator[tuple[Step, Any, Any]]:
     """Feeds recorded episodes to the policy: per tick the step, the action that the policy answers, and the state after it.
 
     Seeds are functions of episode and step. Rows are born by writing rows of the state, when their episode begins.
     """
-    policy = Recorded(method.policy, after=2) if record else method.policy
+    policy = Traced(method.policy, after=2) if trace else method.policy
     rows = plan.episode.shape[1]
     state = policy.begin(rows, asked(plan.episode.max(0).clip(min=0), store))
     for episode, step in zip(plan.episode, plan.step, strict=True):
@@ -168,10 +168,10 @@ def recorded_step(store: Store, episode: np.ndarray, step: np.ndarray) -> Step:
     return Step(here.observation, before.action, before.reward, here.first, here.final, here.valid, here.timestep, seed)
 
 
-def actions_of(trial: Trial, method: Method, plan: Plan, *, record: bool = False) -> Tensor:
+def actions_of(trial: Trial, method: Method, plan: Plan, *, trace: bool = False) -> Tensor:
     """(ticks, rows, ...) actions; those of idle rows and final steps are zeros, since nothing will be done with them."""
     answers = []
-    for told, action, _ in play(method, trial.store, plan, trial.asked, record=record):
+    for told, action, _ in play(method, trial.store, plan, trial.asked, trace=trace):
         used = (told.valid & ~told.final).reshape(-1, *[1] * (action.dim() - 1))
         answers.append(torch.where(used, action, torch.zeros_like(action)))
     return torch.stack(answers)
@@ -220,11 +220,11 @@ def rows_are_independent(trial: Trial) -> None:
         require_equal(alone, want[:, [row]], "a row alone while acting", trial.sizes, tolerance=trial.tolerance)
 
 
-def recording_changes_nothing(trial: Trial) -> None:
-    """Where steps are steady, a recorded graph of `act` answers the same to the bit, between episodes that begin and end."""
+def tracing_changes_nothing(trial: Trial) -> None:
+    """Where steps are steady, a traced graph of `act` answers the same to the bit, between episodes that begin and end."""
     method, plan = trial.acting_method(), staggered(trial.store)
     want = actions_of(trial, method, plan)
-    require_equal(actions_of(trial, method, plan, record=True), want, "acting by a recording", trial.sizes)
+    require_equal(actions_of(trial, method, plan, trace=True), want, "acting by a trace", trial.sizes)
 
 
 def state_keeps_its_shape(trial: Trial) -> None:
@@ -404,7 +404,7 @@ def _freeze(value: Any) -> Any:
 LAWS: dict[str, Callable[[Trial], None]] = {
     law.__name__: law
     for law in (
-        acting_is_forward, rows_are_independent, recording_changes_nothing, state_keeps_its_shape, padding_is_unseen,
+        acting_is_forward, rows_are_independent, tracing_changes_nothing, state_keeps_its_shape, padding_is_unseen,
         loss_adds_up, updates_lower_the_loss,        same_seed_same_weights, weights_are_the_policy, nothing_hidden_changes,
     )
 }  # fmt: skip

@@ -114,7 +114,7 @@ class _Drawing(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Offline(Config):
-    """Recorded episodes, which never change.
+    """Traced episodes, which never change.
 
     Args:
         store: a store's folder, a dataset file, or a packaged dataset; several as a comma-separated list.

@@ -8,7 +8,6 @@ with what each of them is, so one rule of visibility serves both.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
 from foretoken.nn.dropout import dropout
+from foretoken.nn.embed.rotary import rotate, turn
 from foretoken.nn.mixer import Facts, Mixed, Mixer, MixerConfig, Tokens, Visible, may_write_in_place
 
 _FEW = 8  # up to so many tokens, one larger product costs less than two
@@ -113,11 +113,11 @@ class Attention(Mixer):
         new = tokens.once(("told", state is None), lambda: _tell(tokens, x_BLD, state))
         if self.config.positions == "rotary":
             key = ("rotary", state is None, head_width, self.config.rotary_base, q.dtype)
-            cos, sin = tokens.once(key, lambda: _turn(new.position, head_width, self.config.rotary_base, q.dtype))
+            cos, sin = tokens.once(key, lambda: turn(new.position, head_width, self.config.rotary_base, q.dtype))
             if qk is None:
-                q, k = _rotate(q, _at(cos, read), _at(sin, read)), _rotate(k, cos, sin)
+                q, k = rotate(q, _at(cos, read), _at(sin, read)), rotate(k, cos, sin)
             else:
-                q, k = _rotate(qk, cos[:, :, None], sin[:, :, None]).unbind(2)
+                q, k = rotate(qk, cos[:, :, None], sin[:, :, None]).unbind(2)
         if qk is not None:
             q = _at(q, read)
         if state is None:
@@ -156,7 +156,7 @@ class Attention(Mixer):
         return _at(tokens.once(("whole", self.config.window, self.visible, dtype), make), read, 2)
 
     def _seen(self, query: "_Told", key: "_Told", reach: int) -> Tensor:
-        """(B, Lq, Lk) bool: same memory, near enough, and not later or as `visible` says. Memories are told apart by clocks."""
+        """(B or 1, Lq, Lk) bool: same memory, near enough, and not later or as `visible` says. Memories are told apart by clocks."""
         at, clock = query.clock[:, :, None], key.clock[:, None, :]
         first = query.born[:, :, None]
         seen = clock >= (torch.maximum(first, at - (reach - 1)) if reach else first)
@@ -226,7 +226,7 @@ class Attention(Mixer):
 
 
 class _Told(NamedTuple):
-    """What attention knows of each token, all (B, L)."""
+    """What attention knows of each token, all (B, L) or (1, L)."""
 
     valid: Tensor | None
     clock: Tensor  # valid tokens before it since the state began
@@ -250,47 +250,26 @@ def _at(part: Tensor, read: slice | None, dim: int = 1) -> Tensor:
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, Lq, Lk): 0 where seen, -inf elsewhere."""
+    """(B or 1, 1, Lq, Lk): 0 where seen, -inf elsewhere."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
 
 
 def _tell(tokens: Tokens, x_BLD: Tensor, state: State | None) -> _Told:
-    """What each new token is."""
-    rows, length = x_BLD.shape[:2]
+    """What each new token is; one row of it for all where rows do not differ."""
     if tokens.valid is None:
-        clock = torch.arange(length, device=x_BLD.device).expand(rows, length)
+        clock = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
     else:
         clock = tokens.valid.cumsum(1) - 1
     if state is None:
-        born = torch.zeros((), dtype=torch.int64, device=x_BLD.device).expand(rows, length)
+        born = torch.zeros_like(clock)
     else:
-        clock, born = clock + state["count"][:, None], state["born"][:, None].expand(rows, length)
+        clock, born = clock + state["count"][:, None], state["born"][:, None].expand(-1, x_BLD.shape[1])
     if tokens.fresh is not None:
         here = clock if tokens.valid is None else clock + 1 - tokens.valid.long()
         born = torch.where(tokens.fresh, here, born).cummax(1).values
     position = clock - born if tokens.position is None else tokens.position
     step, group = (clock if part is None else part for part in (tokens.step, tokens.group))
     return _Told(tokens.valid, clock, born, step, group, position)
-
-
-def _turn(position_BL: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of rotary positions, (B, L, 1, E): pair (e, e + E/2) turns by position * base^(-2e/E)."""
-    rate, sign = _rates(head_width // 2, base, position_BL.device)
-    angle = position_BL[..., None, None] * rate
-    return angle.cos().to(dtype), (angle.sin() * sign).to(dtype)
-
-
-@lru_cache
-def _rates(half: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of all E entries of a head, how far a position turns them (float64), and the sign of their sine."""
-    with torch.inference_mode(False):
-        rate = base ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
-        sign = torch.ones_like(rate)
-        return torch.cat((rate, rate)), torch.cat((-sign, sign))
-
-
-def _rotate(x_BLHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.addcmul(x_BLHE * cos, x_BLHE.roll(x_BLHE.shape[-1] // 2, dims=-1), sin)
 
 
 def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
@@ -314,9 +293,9 @@ def reference(mixer: Attention, x_LD: Tensor, tokens: Tokens) -> Tensor:
             q = mixer.qkv(x_LD[i]).view(3, heads, -1)[0, head]
             keys, values = [row[1] for row in rows], [row[2] for row in rows]
             if mixer.config.positions == "rotary":
-                cos, sin = (part[0, :, 0] for part in _turn(position[None], len(q), mixer.config.rotary_base, q.dtype))
-                q = _rotate(q, cos[i], sin[i])
-                keys = [_rotate(key, cos[j], sin[j]) for key, j in zip(keys, near, strict=True)]
+                cos, sin = (part[0, :, 0] for part in turn(position[None], len(q), mixer.config.rotary_base, q.dtype))
+                q = rotate(q, cos[i], sin[i])
+                keys = [rotate(key, cos[j], sin[j]) for key, j in zip(keys, near, strict=True)]
             scores = torch.stack([(q * key).sum() / q.shape[0] ** 0.5 for key in keys])
             weights = (scores - scores.max()).exp()
             parts.append(sum(w * value for w, value in zip(weights / weights.sum(), values, strict=True)))

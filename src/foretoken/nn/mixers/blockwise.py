@@ -21,6 +21,7 @@ from torch import Tensor
 from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
+from foretoken.nn.embed.rotary import rotate, turn
 from foretoken.nn.mixer import Mixed, Mixer, MixerConfig, Tokens, Visible
 from foretoken.nn.mixers.attention import Attention, AttentionConfig
 from foretoken.nn.mixers.attention import reference as attention_reference
@@ -73,7 +74,8 @@ class BlockwiseAttention(Mixer):
         qkv = self.attention.qkv(x_BLD).unflatten(-1, (3, inner.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # (B, H, L, E)
         if inner.positions == "rotary":
-            q, k = (_turned(part, told.position, inner.rotary_base) for part in (q, k))
+            cos, sin = (part.transpose(1, 2) for part in turn(told.position, q.shape[-1], inner.rotary_base, q.dtype))
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         wanted = range(x_BLD.shape[1])[read or slice(None)]
         drop = inner.dropout if self.training else 0.0
         seed = int(torch.empty((), dtype=torch.int64).random_()) if drop else 0
@@ -180,16 +182,6 @@ def _kept(weights: Tensor, drop: float, seed: int) -> Tensor:
     return (torch.rand(weights.shape, generator=generator, device=weights.device) >= drop).to(weights.dtype) / (
         1 - drop
     )
-
-
-def _turned(x_BHLE: Tensor, position_BL: Tensor, base: float) -> Tensor:
-    """Rotary positions: the pair (e, e + E/2) turns by position * base^(-2e/E)."""
-    half = x_BHLE.shape[-1] // 2
-    rate = base ** (-torch.arange(half, device=x_BHLE.device, dtype=torch.float64) / half)
-    angle = position_BL[:, None, :, None] * rate
-    cos, sin = angle.cos().to(x_BHLE.dtype), angle.sin().to(x_BHLE.dtype)
-    a, b = x_BHLE.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 def reference(mixer: BlockwiseAttention, x_LD: Tensor, tokens: Tokens) -> Tensor:

@@ -139,13 +139,10 @@ class _Memory(nn.Module):
         gates = torch.tanh(gates.to(wide(gates.dtype)) / cap) * cap if cap else gates.to(wide(gates.dtype))
         i, f = gates[..., :heads], F.logsigmoid(gates[..., heads:])
         before = None if state is None else (state["memory"], state["largest"])
-        if before and length == 1 and tokens.valid is None and tokens.fresh is None and q.dtype == before[0].dtype:
-            y, m, after = _step(q, k, v, i, f, *before)
-        else:
-            y, m, after = exponential(
-                q, k, v, i, f, state=before,
-                valid=tokens.valid, fresh=tokens.fresh, chunk=self.config.chunk, engine=self.config.engine,
-            )  # fmt: skip
+        y, m, after = exponential(
+            q, k, v, i, f, state=before,
+            valid=tokens.valid, fresh=tokens.fresh, chunk=self.config.chunk, engine=self.config.engine,
+        )  # fmt: skip
         if read is not None:
             y, m = y[:, read], m[:, read]
         h, n = y.split((columns - 1, 1), dim=-1)
@@ -153,17 +150,6 @@ class _Memory(nn.Module):
         h = h / torch.maximum(n.abs(), least[..., None])
         h = F.layer_norm(h, h.shape[-1:], eps=self.config.norm_eps).flatten(2)
         return h.to(qk.dtype) * self.scale, {"memory": after[0], "largest": after[1]}
-
-
-def _step(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, S: Tensor, m: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """`exponential` for one token that exists and goes on: what a stream does, in as few operations as can be."""
-    f = f[:, 0] + m
-    m = torch.maximum(f, i[:, 0]).detach()
-    i = (i[:, 0] - m).exp_()[..., None]
-    S = torch.addcmul(S * (f - m).exp_()[..., None, None], (k[:, 0] * i)[..., None], v[:, 0, :, None])
-    return (q.transpose(1, 2) @ S).transpose(1, 2), m[:, None], (S, m)
 
 
 @configures(MLSTMConfig)

@@ -1,6 +1,6 @@
-"""Acting by a recorded graph, for policies whose steps come to be the same operations again and again.
+"""Acting by a traced graph, for policies whose steps come to be the same operations again and again.
 
-At small batches most of a decision's time goes to Python between operations. A recording replays them without it.
+At small batches most of a decision's time goes to Python between operations. A trace replays them without it.
 """
 
 import logging
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 AFTER, TRIALS = 100, 3
 
 
-class Recorded:
+class Traced:
     """Answers what `policy` answers, bit for bit; begins, ends and changes of shape go through the policy itself.
 
     Only for policies with `steady(step, state)`, which says whether the operations of `act` depend on shapes alone at that
-    step. After `after` such steps of equal shapes they are recorded on the CPU, and the recording is used if it agrees with the
+    step. After `after` such steps of equal shapes they are traced on the CPU, and the trace is used if it agrees with the
     policy in `TRIALS` trials. The weights must not change meanwhile: make a new one for every rollout.
     """
 
@@ -63,22 +63,22 @@ class Recorded:
             try:
                 self._graphs[key] = _Graph(_Act(self.policy, (step, state), explore), leaves)
             except RuntimeError as problem:
-                log.debug("%s is not recorded: %s", type(self.policy).__name__, problem)
+                log.debug("%s is not traced: %s", type(self.policy).__name__, problem)
                 self._graphs[key] = None
         return self._graphs[key]
 
 
 class _Graph:
-    """A recording of `act` that was seen to agree with it. Raises RuntimeError where there is none."""
+    """A trace of `act` that was seen to agree with it. Raises RuntimeError where there is none."""
 
     def __init__(self, act: "_Act", leaves: list[Tensor]) -> None:
         copies = lambda: [leaf.clone() for leaf in leaves]  # noqa: E731
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # recording warns of every number that is read from a tensor
+            warnings.simplefilter("ignore")  # tracing warns of every number that is read from a tensor
             self._replay = torch.jit.trace(act, tuple(copies()), check_trace=False)
         for _ in range(TRIALS):  # a graph is optimised in its first runs
             if not all(torch.equal(a, b) for a, b in zip(act(*copies()), self._replay(*copies()), strict=True)):
-                raise RuntimeError("the recording answers otherwise")
+                raise RuntimeError("the trace answers otherwise")
         self._shape = act.shape
         self.kept: list[Tensor] = []
 

@@ -1,10 +1,10 @@
-"""Recorded: when it records, and that what it answers is the policy's own."""
+"""Traced: when it traces, and that what it answers is the policy's own."""
 
 import pytest
 import torch
 
 from foretoken.core.batch import Decision, Step
-from foretoken.envs.recorded import Recorded
+from foretoken.envs.traced import Traced
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.nn.feed_forward import MixtureOfExpertsConfig
 from foretoken.nn.mixers.attention import AttentionConfig
@@ -33,36 +33,36 @@ def step(t, rows, *, first=False):
 
 
 @torch.no_grad()
-def both(plain, recorded, steps, rows=2):
-    states = [one.begin(rows, {"target_return": 5.0}) for one in (plain, recorded)]
+def both(plain, traced, steps, rows=2):
+    states = [one.begin(rows, {"target_return": 5.0}) for one in (plain, traced)]
     for told in steps:
-        decisions = [one.act(told, state) for one, state in zip((plain, recorded), states, strict=True)]
+        decisions = [one.act(told, state) for one, state in zip((plain, traced), states, strict=True)]
         assert torch.equal(decisions[0].action, decisions[1].action)
         states = [decision.state for decision in decisions]
 
 
 @pytest.mark.parametrize("reading", ["stream", "window"])
-def test_steady_steps_are_recorded_once_and_answer_the_same(reading):
-    recorded = Recorded(policy(reading), after=3)
+def test_steady_steps_are_traced_once_and_answer_the_same(reading):
+    traced = Traced(policy(reading), after=3)
     steps = [step(t, 2, first=t in (0, 11)) for t in range(20)]
-    both(recorded.policy, recorded, steps)
-    assert [graph is not None for graph in recorded._graphs.values()] == [True]
+    both(traced.policy, traced, steps)
+    assert [graph is not None for graph in traced._graphs.values()] == [True]
 
 
-def test_what_branches_on_data_is_not_recorded():
-    recorded = Recorded(policy(feed_forward=MixtureOfExpertsConfig(num_experts=2)), after=1)
-    both(recorded.policy, recorded, [step(t, 2, first=t == 0) for t in range(6)])
-    assert not recorded._graphs
+def test_what_branches_on_data_is_not_traced():
+    traced = Traced(policy(feed_forward=MixtureOfExpertsConfig(num_experts=2)), after=1)
+    both(traced.policy, traced, [step(t, 2, first=t == 0) for t in range(6)])
+    assert not traced._graphs
 
 
-def test_another_number_of_rows_is_recorded_by_itself():
-    recorded = Recorded(policy(), after=2)
+def test_another_number_of_rows_is_traced_by_itself():
+    traced = Traced(policy(), after=2)
     for rows in (2, 3, 2):
-        both(recorded.policy, recorded, [step(t, rows, first=t == 0) for t in range(6)], rows=rows)
-    assert len(recorded._graphs) == 2
+        both(traced.policy, traced, [step(t, rows, first=t == 0) for t in range(6)], rows=rows)
+    assert len(traced._graphs) == 2
 
 
-def test_a_recording_that_answers_otherwise_is_not_used():
+def test_a_trace_that_answers_otherwise_is_not_used():
     class Moody:
         calls = 0
 
@@ -76,6 +76,6 @@ def test_a_recording_that_answers_otherwise_is_not_used():
             self.calls += 1
             return Decision(step.observation + self.calls, state)
 
-    recorded = Recorded(Moody(), after=1)
-    answers = [recorded.act(step(0, 1), {}).action - step(0, 1).observation for _ in range(3)]
-    assert list(recorded._graphs.values()) == [None] and torch.allclose(answers[2] - answers[1], torch.ones(()))
+    traced = Traced(Moody(), after=1)
+    answers = [traced.act(step(0, 1), {}).action - step(0, 1).observation for _ in range(3)]
+    assert list(traced._graphs.values()) == [None] and torch.allclose(answers[2] - answers[1], torch.ones(()))
