@@ -19,7 +19,7 @@ from foretoken.data.episode import Episode
 from foretoken.data.store import Store
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
-from foretoken.systems.offline.decision_transformer import gpt
+from foretoken.nn.stack import gpt
 from foretoken.training.loop import Training, train
 from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
@@ -87,7 +87,7 @@ def learned(config: ConditionedCloningConfig, spec: Spec, folder: Path) -> Metho
 def test_learns_what_needs_memory_and_condition(actions: str, tmp_path: Path) -> None:
     spec, best = SPECS[actions], float(LENGTH - 1)
     config = ConditionedCloningConfig(
-        context=2, backbone=gpt(32, 2, 2, dropout=0.0), condition=ReturnToGoConfig(scale=best), dropout=0.0
+        context=2, backbone=gpt(32, 2, 2, activation="relu"), condition=ReturnToGoConfig(scale=best), dropout=0.0
     )
     torch.manual_seed(0)
     untrained = config.build(spec)

@@ -8,7 +8,7 @@ from foretoken.core.spec import Box, Spec
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig
-from foretoken.systems.offline.decision_transformer import gpt
+from foretoken.nn.stack import gpt
 from foretoken.testing.agreement import perturb
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'peers'")
@@ -32,7 +32,7 @@ def theirs(heads: int) -> torch.nn.Module:
 def ours(model: torch.nn.Module, heads: int) -> torch.nn.Module:
     config = ConditionedCloningConfig(
         context=8,
-        backbone=gpt(WIDTH, LAYERS, heads),
+        backbone=gpt(WIDTH, LAYERS, heads, dropout=0.1, activation="relu"),
         condition=ReturnToGoConfig(scale=1.0),
         time=EpisodeTimeConfig(max_steps=STEPS),
     )

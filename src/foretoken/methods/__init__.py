@@ -1,1 +1,1 @@
-"""Learning methods that two or more systems use."""
+"""Learning methods: what is trained on which windows, and how it acts. Systems are settings of them."""

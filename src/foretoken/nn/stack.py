@@ -234,6 +234,14 @@ def uniform_stack(
     return StackConfig(width=width, num_layers=num_layers, pattern=(block,))
 
 
+def gpt(
+    width: int, num_layers: int, num_heads: int, *, dropout: float = 0.0, activation: Activation = "gelu"
+) -> StackConfig:
+    """GPT-2's blocks as most papers use them: pre-norm, biases everywhere, one dropout rate, no positions of their own."""
+    mixer = AttentionConfig(num_heads=num_heads, dropout=dropout)
+    return uniform_stack(mixer, width, num_layers, dropout=dropout, activation=activation)
+
+
 @configures(StackConfig)
 class Stack(nn.Module):
     """Blocks one after another. Its state maps layer names to layer states; callers never look inside."""

@@ -12,6 +12,8 @@ from foretoken.data.episode import Episode
 from foretoken.data.store import Store
 from foretoken.data.windows import WindowSampler
 from foretoken.experiment import run
+from foretoken.methods import autotuned_cloning as ac
+from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.methods.hierarchical_implicit_q import HierarchicalImplicitQConfig
 from foretoken.methods.implicit_q import ImplicitQConfig
 from foretoken.objectives.implicit_q import advantage_weights
@@ -23,8 +25,8 @@ from foretoken.testing.stores import SPECS, random_episode, random_store
 from foretoken.training import checkpoint
 
 SPEC = SPECS["continuous"]
-VALUES = adt.ValuePromptConfig(critic=ImplicitQConfig(width=8), scale=0.5)
-GOALS = adt.GoalPromptConfig(critic=HierarchicalImplicitQConfig(width=8, num_layers=1, way_steps=3, reach=6))
+VALUES = ac.ValuePromptConfig(critic=ImplicitQConfig(width=8), scale=0.5)
+GOALS = ac.GoalPromptConfig(critic=HierarchicalImplicitQConfig(width=8, num_layers=1, way_steps=3, reach=6))
 
 
 def fitted(prompt=VALUES, **changes):
@@ -186,13 +188,15 @@ def test_a_run_leaves_the_critic_of_the_stage_before(prompt, tmp_path: Path) -> 
 def test_bad_settings_are_refused() -> None:
     cloning = adt.smoke().system.cloning
     with pytest.raises(ConfigError, match="condition=None, as the prompt is the condition"):
-        adt.AutotunedConfig(cloning=cloning.replace(condition=adt.ReturnToGoConfig()))
+        ac.AutotunedCloningConfig(cloning=cloning.replace(condition=ReturnToGoConfig()))
     with pytest.raises(ConfigError, match="beta must not be negative"):
-        adt.AutotunedConfig(beta=-1.0)
+        ac.AutotunedCloningConfig(beta=-1.0)
     with pytest.raises(ConfigError, match='anchor must be "start"'):
-        adt.AutotunedConfig(cloning=cloning.replace(anchor="end"), prompt=GOALS).build(SPEC)
+        ac.AutotunedCloningConfig(cloning=cloning.replace(anchor="end"), prompt=GOALS).build(SPEC)
     with pytest.raises(ConfigError, match="vectors"):
-        adt.AutotunedConfig(cloning=cloning, prompt=GOALS).build(Spec(observation=Box(shape=()), action=SPEC.action))
+        ac.AutotunedCloningConfig(cloning=cloning, prompt=GOALS).build(
+            Spec(observation=Box(shape=()), action=SPEC.action)
+        )
 
 
 def test_verdict() -> None:

@@ -15,6 +15,7 @@ from foretoken.data.store import open_store
 from foretoken.data.transforms.pareto import InfeasibleConfig
 from foretoken.data.windows import WindowSampler
 from foretoken.envs.recipes.circle_controllers import CircleControllers
+from foretoken.methods import constrained_cloning as cc
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.heads.base import BySpaceConfig
 from foretoken.systems.offline import constrained_decision_transformer as cdt
@@ -86,13 +87,13 @@ def test_loss_is_likelihood_and_entropy_of_the_action_and_the_class_of_its_cost(
 
 def test_acts_by_the_mean() -> None:
     method, _ = fitted()
-    assert cdt.ConstrainedConfig().cloning.acting == "mode" and method.policy.method is method.cloning
+    assert cc.ConstrainedCloningConfig().cloning.acting == "mode" and method.policy.method is method.cloning
     assert method.asks == ("target_return", "target_cost")
 
 
 def test_pairs_shift_whole_trajectories_to_cheaper_ones_doing_for_more() -> None:
     method, stores = fitted()
-    store, pairs = stores["data"], (method.owner < cdt.NOBODY).sum()
+    store, pairs = stores["data"], (method.owner < cc.NOBODY).sum()
     assert pairs == 5, "half of ten trajectories"
     owned = [store.episodes["start"].tolist().index(int(start)) for start in method.owner[:pairs]]
     assert (method.shift[:pairs, 1] >= 0).all(), "they cost no more than the pair allows"
@@ -149,12 +150,12 @@ def test_only_training_relabels() -> None:
 def test_several_stores_have_one_front_and_keep_their_trajectories_apart() -> None:
     stores = {name: random_store(SPEC, lengths=LENGTHS, seed=seed, rich=True) for seed, name in enumerate("ab")}
     method, _ = fitted(stores)
-    owner = method.owner[method.owner < cdt.NOBODY]
-    assert len(owner) == 10 and (owner.diff() >= 0).all() and {0, 1} == set((owner // cdt.APART).tolist())
+    owner = method.owner[method.owner < cc.NOBODY]
+    assert len(owner) == 10 and (owner.diff() >= 0).all() and {0, 1} == set((owner // cc.APART).tolist())
     batch = Mixture(list(stores.values()), (1.0, 1.0), method.window).draw(400, 0)
     torch.manual_seed(0)
     moved, weight = method.relabelled(batch)
-    owned = {(int(one // cdt.APART), int(one % cdt.APART)) for one in owner}
+    owned = {(int(one // cc.APART), int(one % cc.APART)) for one in owner}
     start = (batch.at - batch.timestep)[:, -1].tolist()
     for row, key in enumerate(zip(batch.store.tolist(), start, strict=True)):
         assert (weight[row] > 1 / 1.5 + 1e-6) == (key in owned)
@@ -196,7 +197,7 @@ def test_what_is_refused() -> None:
         system.build(SPECS["discrete"])
     with pytest.raises(ConfigError, match="room must be at least the number of infeasible pairs, 5, got 4"):
         fitted(room=4)
-    bare, asked = random_store(SPEC), cdt.asked(1.0, 1.0)
+    bare, asked = random_store(SPEC), cc.asked(1.0, 1.0)
     with pytest.raises(DataError, match='infeasible pairs need the episode fact "cost" of every trajectory'):
         fitted({"data": bare}, cloning=system.cloning.replace(condition=asked))
 
@@ -207,7 +208,7 @@ def test_data_without_costs_give_one_clear_error(tmp_path, monkeypatch, capsys) 
     assert main(["collect", "Pendulum-v1", "--episodes", "3", "--max-steps", "9", "--out", str(folder)]) == 0
     capsys.readouterr()
     run = cdt.smoke()
-    scaled = run.system.cloning.replace(condition=cdt.asked(0.0, 0.0))
+    scaled = run.system.cloning.replace(condition=cc.asked(0.0, 0.0))
     for number, (system, wanted) in enumerate(
         (
             (run.system, 'infeasible pairs need the episode fact "cost" of every trajectory'),

@@ -10,15 +10,17 @@ from torch.nn import functional as F
 from foretoken.core.batch import Step
 from foretoken.core.errors import ConfigError
 from foretoken.data.windows import WindowSampler
+from foretoken.methods import elastic_cloning as ec
+from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
+from foretoken.methods.elastic_cloning import SearchConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
 from foretoken.nn.mixers.mamba2 import Mamba2Config
 from foretoken.nn.stack import with_mixer
 from foretoken.systems.offline import elastic_decision_transformer as edt
-from foretoken.systems.offline.elastic_decision_transformer import SearchConfig
 from foretoken.testing.methods import LAWS, Trial
 from foretoken.testing.stores import SPECS
 
-SMALL = edt.smoke().system.replace(context=6, returns=edt.ReturnToGoConfig(scale=2.0))
+SMALL = edt.smoke().system.replace(context=6, returns=ReturnToGoConfig(scale=2.0))
 
 
 def acting(config=SMALL, spec="continuous"):
@@ -216,10 +218,10 @@ def test_laws_of_other_searches(search, law) -> None:
 
 def test_draws_are_optimistic_and_leave_out_the_least_likely() -> None:
     logits = torch.zeros(1, 60)
-    assert int((edt.optimistic(logits, 0.0, 0.15) > -torch.inf).sum()) == 60, "equal ones are all as likely"
-    raised = edt.optimistic(torch.randn(5, 60), 0.0, 0.15)
+    assert int((ec.optimistic(logits, 0.0, 0.15) > -torch.inf).sum()) == 60, "equal ones are all as likely"
+    raised = ec.optimistic(torch.randn(5, 60), 0.0, 0.15)
     assert ((raised > -torch.inf).sum(-1) == 51).all()
-    tilted = edt.optimistic(logits, 15.0, 0.15)[0]
+    tilted = ec.optimistic(logits, 15.0, 0.15)[0]
     assert tilted.isinf().tolist() == [True] * 9 + [False] * 51
     torch.testing.assert_close(tilted[-1], torch.tensor(15.0))
 

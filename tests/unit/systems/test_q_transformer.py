@@ -10,11 +10,11 @@ from foretoken.core.batch import Step
 from foretoken.core.errors import ConfigError
 from foretoken.core.spec import Box
 from foretoken.data.windows import WindowSampler
+from foretoken.methods.autoregressive_q import CloningConfig, QLearningConfig
 from foretoken.nn.heads.value import HLGaussConfig, ScalarValueConfig, TwoHotConfig
 from foretoken.nn.target import Target
 from foretoken.objectives.conservative import conservative_loss
 from foretoken.systems.value import q_transformer as qt
-from foretoken.systems.value.q_transformer import CloningConfig, QLearningConfig
 from foretoken.testing.agreement import perturb
 from foretoken.testing.stores import SPECS, random_store
 

@@ -20,9 +20,7 @@ from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.embed.observations import ObservationConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
-from foretoken.nn.feed_forward import Activation
-from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.stack import StackConfig, uniform_stack
+from foretoken.nn.stack import gpt
 from foretoken.training.loop import Training
 from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
@@ -45,12 +43,6 @@ CARD = Card(
 )
 
 
-def gpt(width: int, layers: int, heads: int, *, dropout: float = 0.1, activation: Activation = "relu") -> StackConfig:
-    """GPT-2's blocks as the paper uses them: pre-norm, biases everywhere, one dropout rate, no positions of their own."""
-    mixer = AttentionConfig(num_heads=heads, dropout=dropout)
-    return uniform_stack(mixer, width, layers, dropout=dropout, activation=activation)
-
-
 def paper() -> Experiment:
     """D4RL locomotion as published (official code, gym/experiment.py), for hopper-medium-v2 imported with `foretoken import`.
 
@@ -59,7 +51,7 @@ def paper() -> Experiment:
     return Experiment(
         system=ConditionedCloningConfig(
             context=20,
-            backbone=gpt(128, 3, 1),
+            backbone=gpt(128, 3, 1, dropout=0.1, activation="relu"),
             condition=ReturnToGoConfig(scale=1000.0),
             time=EpisodeTimeConfig(max_steps=1000),
         ),
@@ -81,7 +73,7 @@ def paper_atari() -> Experiment:
     return run.replace(
         system=run.system.replace(
             context=30,
-            backbone=gpt(128, 6, 8, activation="gelu"),
+            backbone=gpt(128, 6, 8, dropout=0.1),
             condition=ReturnToGoConfig(scale=1.0),
             observation=ObservationConfig(),
             time=WindowTimeConfig(),
@@ -113,7 +105,7 @@ def cpu() -> Experiment:
     return run.replace(
         system=run.system.replace(
             context=5,
-            backbone=gpt(64, 3, 1, dropout=0.0),
+            backbone=gpt(64, 3, 1, activation="relu"),
             dropout=0.0,
             condition=ReturnToGoConfig(),
             time=EpisodeTimeConfig(init_std=0.05),  # at 1, noise of the steps hides the return for thousands of updates
@@ -134,7 +126,7 @@ def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
     return run.replace(
-        system=run.system.replace(context=4, backbone=gpt(16, 1, 1)),
+        system=run.system.replace(context=4, backbone=gpt(16, 1, 1, dropout=0.1, activation="relu")),
         training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
         evaluation=Evaluation(episodes=1, max_steps=20),
     )
@@ -148,7 +140,7 @@ def claim() -> Claim:
     """
     run = cpu()
     base = run.replace(
-        system=run.system.replace(context=10, backbone=gpt(64, 3, 1), dropout=0.1),
+        system=run.system.replace(context=10, backbone=gpt(64, 3, 1, dropout=0.1, activation="relu"), dropout=0.1),
         source=Offline(store="lunar-lander-handicap", held_out=0.0),
         training=run.training.replace(
             updates=6_000,
