@@ -4,7 +4,7 @@
 
 Data hold no trajectory that earns much for little cost, so they do not say which of two such wishes to give up. Infeasible
 pairs are therefore drawn above the Pareto front and given to trajectories that cost no more than the pair allows, whose returns
-and costs to go are shifted to start at the pair (`foretoken.data.transforms.pareto`). A trajectory with k pairs stands k + 1
+and costs to go are shifted to start at the pair (`foretoken.methods.pareto`). A trajectory with k pairs stands k + 1
 times in the data, once as recorded: windows come from trajectories drawn evenly, each window takes one of its trajectory's
 k + 1 labels by chance, and its loss counts k + 1 times. Liu et al., ICML 2023, arXiv 2302.07351.
 """
@@ -24,11 +24,11 @@ from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.method import Method, Objective, Policy
 from foretoken.core.spec import Box, Spec
 from foretoken.core.store import EpisodeStore
-from foretoken.data.transforms.pareto import InfeasibleConfig, relabel
 from foretoken.methods.conditioned_cloning import ConditionedCloning, ConditionedCloningConfig, shifted
 from foretoken.methods.conditions.both import BothConfig
 from foretoken.methods.conditions.cost_to_go import CostToGoConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
+from foretoken.methods.pareto import InfeasibleConfig, relabel
 from foretoken.nn.heads.base import Prediction
 from foretoken.nn.heads.gaussian import GaussianConfig
 

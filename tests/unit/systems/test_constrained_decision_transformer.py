@@ -12,11 +12,11 @@ from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.spec import Spec
 from foretoken.data.mixture import Mixture
 from foretoken.data.store import open_store
-from foretoken.data.transforms.pareto import InfeasibleConfig
 from foretoken.data.windows import WindowSampler
 from foretoken.envs.recipes.circle_controllers import CircleControllers
 from foretoken.methods import constrained_cloning as cc
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
+from foretoken.methods.pareto import InfeasibleConfig
 from foretoken.nn.heads.base import BySpaceConfig
 from foretoken.systems.offline import constrained_decision_transformer as cdt
 from foretoken.testing.agreement import perturb

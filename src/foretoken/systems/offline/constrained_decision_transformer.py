@@ -22,13 +22,13 @@ import numpy as np
 from foretoken.core import Card
 from foretoken.core.spec import Box
 from foretoken.data.store import Store
-from foretoken.data.transforms.pareto import InfeasibleConfig
 from foretoken.envs.recipes.base import RecipeConfig
 from foretoken.envs.recipes.circle_controllers import CircleControllers
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.rollout import EpisodeResult
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.methods.constrained_cloning import READER, ConstrainedCloningConfig, asked
+from foretoken.methods.pareto import InfeasibleConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig
 from foretoken.nn.heads.base import BySpaceConfig
 from foretoken.nn.heads.gaussian import GaussianConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foretoken.core.errors import ConfigError, DataError
-from foretoken.data.transforms.pareto import InfeasibleConfig, front, infeasible, pareto, relabel, spread, thin
+from foretoken.methods.pareto import InfeasibleConfig, front, infeasible, pareto, relabel, spread, thin
 
 ALL = InfeasibleConfig(per_cell=(1, 500))
 
