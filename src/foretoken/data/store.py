@@ -361,7 +361,8 @@ class Store:
             ]
             known = [*dict.fromkeys(leaf.split("/")[0] for leaf in self.columns), *self.columns, *derived]
             raise DataError(
-                f"the store has no column {name!r}{nearest(name, [*known, *COMPUTED])}; it has {list(dict.fromkeys(known))}"
+                f"the store has no column {name!r}{nearest(name, [*known, *COMPUTED])}; it has {list(dict.fromkeys(known))}; "
+                "whoever records the steps declares further ones with Store.create(columns=...) and gives them with each Episode"
             )
         return found
 

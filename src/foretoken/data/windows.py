@@ -237,7 +237,7 @@ class WindowSampler:
         if longest > self.window.length:
             raise DataError(
                 f'anchor="episode" needs windows as long as the longest episode drawn: length is {self.window.length}, '
-                f"one has {longest} steps"
+                f"one has {longest} steps; ask for longer windows (the system's context), or keep shorter episodes"
             )
         return first, last, first
 

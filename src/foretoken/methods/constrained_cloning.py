@@ -192,5 +192,8 @@ def _outcomes(apart: int, name: str, store: EpisodeStore) -> tuple[np.ndarray, n
     """First addresses, that far beyond those of the first store, returns and costs of a store's episodes."""
     episodes = store.episodes
     if "cost" not in episodes or not np.isfinite(episodes["cost"]).all():
-        raise DataError(f'infeasible pairs need the episode fact "cost" of every trajectory, which {name!r} lacks')
+        raise DataError(
+            f'infeasible pairs need the episode fact "cost" of every trajectory, which {name!r} lacks; record costs as a step '
+            'column and as that fact (environments report them as info["cost"]), or train without pairs (pairs=None)'
+        )
     return episodes["start"] + apart, episodes["return"], episodes["cost"]
