@@ -6,7 +6,7 @@ arch and seaborn.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,20 @@ class Interval:
 
     def to_json(self) -> dict[str, Any]:
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+
+def seed_means(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of a claim's figures by arm and seed, the means over seeds by arm and name."""
+    return {
+        arm: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} for arm, rows in results.items()
+    }
+
+
+def standard_error(*samples: Sequence[float] | np.ndarray) -> float:
+    """Of a mean, or of the sum or difference of the means of independent samples; NaN where one has fewer than two values."""
+    if min(map(len, samples)) < 2:
+        return math.nan
+    return math.sqrt(sum(float(np.var(one, ddof=1)) / len(one) for one in samples))
 
 
 def iqm(values: Any, axis: int | None = None) -> Any:

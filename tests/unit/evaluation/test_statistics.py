@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from foretoken.core.errors import DataError
-from foretoken.evaluation.statistics import bootstrap, calibration_gap, iqm, paired_difference, spearman, wilson
+from foretoken.evaluation.statistics import (
+    bootstrap,
+    calibration_gap,
+    iqm,
+    paired_difference,
+    seed_means,
+    spearman,
+    standard_error,
+    wilson,
+)
 
 DRAW = np.random.default_rng(0)
 
@@ -122,3 +131,15 @@ def test_spearman_and_gap():
         math.isnan(spearman([1, 1], [1, 2])) and math.isnan(spearman([1], [1])) and math.isnan(spearman([1, 2], [3, 3]))
     )
     assert calibration_gap([10, 10, 20], [8, 16, 25]) == pytest.approx((2 + 5) / 2)
+
+
+def test_standard_error_of_a_difference():
+    a, b = [1.0, 2.0, 4.0], [0.0, 3.0]
+    assert standard_error(a) == pytest.approx(np.std(a, ddof=1) / np.sqrt(3))
+    assert standard_error(a, b) == pytest.approx(np.hypot(standard_error(a), standard_error(b)))
+    assert np.isnan(standard_error(a, [1.0]))
+
+
+def test_seed_means_are_by_arm_and_name():
+    rows = [{"return": 1.0, "cost": 0.0}, {"return": 4.0, "cost": 2.0}]
+    assert seed_means({"one": rows, "two": rows[:1]}) == {"one": {"return": 2.5, "cost": 1.0}, "two": rows[0]}

@@ -11,13 +11,12 @@ code; sizes and horizons of Dark Room are those of corl-team/ad-eps. The method 
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from foretoken.core import Card
 from foretoken.envs.learners import QLearning
 from foretoken.envs.recipes.learning_histories import LearningHistories
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.in_context import early_and_late, reference_returns, returns_by_episode
+from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.previous_reward import PreviousRewardConfig
@@ -162,9 +161,7 @@ def figures(run: Run) -> Mapping[str, float]:
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions, on means over seeds."""
-    mean = {
-        arm: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} for arm, rows in results.items()
-    }
+    mean = seed_means(results)
     long, short = mean["four episodes"], mean["one episode"]
     return {
         "late >= 75 % of the source's last return": long["last five episodes"]

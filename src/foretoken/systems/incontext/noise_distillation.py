@@ -12,13 +12,12 @@ ICML 2024, arXiv 2312.12275; official code corl-team/ad-eps. The method is `fore
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
-
 from foretoken.core import Card
 from foretoken.envs.learners import Noisy
 from foretoken.envs.recipes.noise_curriculum import NoiseCurriculum
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.in_context import early_and_late, reference_returns, returns_by_episode
+from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.previous_reward import PreviousRewardConfig
@@ -163,9 +162,7 @@ def figures(run: Run) -> Mapping[str, float]:
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions, on means over seeds."""
-    mean = {
-        arm: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} for arm, rows in results.items()
-    }
+    mean = seed_means(results)
     falling = mean["falling"]
     return {
         "late >= 1.5 times the demonstrator at its best": falling["last five episodes"]

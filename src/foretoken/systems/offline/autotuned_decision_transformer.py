@@ -18,6 +18,7 @@ import numpy as np
 
 from foretoken.core import Card
 from foretoken.evaluation.evaluate import Evaluation
+from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run, Stage
 from foretoken.methods.autotuned_cloning import AutotunedCloningConfig, GoalPromptConfig, ValuePromptConfig
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
@@ -195,11 +196,11 @@ def figures(run: Run) -> Mapping[str, float]:
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions on means over seeds."""
-    mean = {arm: float(np.mean([row["success"] for row in rows])) for arm, rows in results.items()}
-    targets = [name for name in results["dt"][0] if name.startswith("success at ")]
-    dt = max(float(np.mean([row[name] for row in results["dt"]])) for name in targets)
+    mean = seed_means(results)
+    success = {arm: found["success"] for arm, found in mean.items()}
+    dt = max(share for name, share in mean["dt"].items() if name.startswith("success at "))
     return {
-        "V-ADT >= DT's best target + 15": mean["v-adt"] >= dt + 15,
-        "G-ADT >= V-ADT - 5": mean["g-adt"] >= mean["v-adt"] - 5,
-        "without the advantage weight loses >= 5": mean["v-adt-unweighted"] <= mean["v-adt"] - 5,
+        "V-ADT >= DT's best target + 15": success["v-adt"] >= dt + 15,
+        "G-ADT >= V-ADT - 5": success["g-adt"] >= success["v-adt"] - 5,
+        "without the advantage weight loses >= 5": success["v-adt-unweighted"] <= success["v-adt"] - 5,
     }

@@ -26,6 +26,7 @@ from foretoken.envs.recipes.base import RecipeConfig
 from foretoken.envs.recipes.circle_controllers import CircleControllers
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.rollout import EpisodeResult
+from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.methods.constrained_cloning import READER, ConstrainedCloningConfig, asked
 from foretoken.methods.pareto import InfeasibleConfig
@@ -195,9 +196,7 @@ def _case(target: float | None, limit: float | None) -> str:
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions, on means over seeds."""
-    mean = {
-        arm: {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} for arm, rows in results.items()
-    }
+    mean = seed_means(results)
     cdt, dt = mean["cdt"], mean["dt"]
     earned = {limit: cdt[f"return{_case(TARGET, limit)}"] for limit in LIMITS}
     kept = {name: cdt[name] <= 1 for name in cdt if name.startswith("cost / limit")}

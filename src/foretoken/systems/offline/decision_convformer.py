@@ -19,6 +19,7 @@ import torch
 
 from foretoken.core import Card
 from foretoken.evaluation.evaluate import Evaluation
+from foretoken.evaluation.statistics import seed_means, standard_error
 from foretoken.experiment import Claim, Experiment, Run, build
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
@@ -260,7 +261,7 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     dt = max(("dt-20", "dt-8"), key=lambda arm: float(best[arm].mean()))
     drop = {arm: float((best[arm] - beyond[arm]).mean()) for arm in ("dc", dt)}
     parameters = {arm: rows[0]["mixer parameters"] for arm, rows in results.items()}
-    faster = float(np.mean([row["times as fast as dt-20"] for row in results["dc"]]))
+    faster = seed_means(results)["dc"]["times as fast as dt-20"]
     mean = {arm: float(returns.mean()) for arm, returns in best.items()}
     return {
         "earns no less than DT minus 1 standard error": mean["dc"] >= mean[dt] - standard_error(best["dc"], best[dt]),
@@ -276,8 +277,3 @@ def best_returns(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
     """The returns by seed at the target in the data's range whose mean over seeds is highest."""
     names = [name for name in rows[0] if name.startswith("return at ") and name != f"return at {BEYOND:g}"]
     return max((np.array([row[name] for row in rows]) for name in names), key=lambda returns: float(returns.mean()))
-
-
-def standard_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the difference of two means over seeds."""
-    return float(np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from foretoken.core import Card
 from foretoken.evaluation.evaluate import Evaluation
-from foretoken.evaluation.statistics import spearman
+from foretoken.evaluation.statistics import spearman, standard_error
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
@@ -180,7 +180,7 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     earned = {arm: np.array([row["return"] for row in rows]) for arm, rows in results.items()}
     top, best = earned["dt"], earned["bc-best-10%"]
     data = results["dt"][0]
-    error = float(np.sqrt(top.var(ddof=1) / len(top) + best.var(ddof=1) / len(best)))
+    error = standard_error(top, best)
     return {
         "controllable: Spearman >= 0.8 in the mean over seeds": float(
             np.mean([row["spearman"] for row in results["dt"]])

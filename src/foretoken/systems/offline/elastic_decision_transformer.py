@@ -22,6 +22,7 @@ from foretoken.envs.play import play
 from foretoken.envs.recipes.maze_segments import MazeSegments
 from foretoken.envs.slots import Job, Slots
 from foretoken.evaluation.evaluate import Evaluation
+from foretoken.evaluation.statistics import seed_means, standard_error
 from foretoken.experiment import Claim, Experiment, Run, load
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
@@ -209,10 +210,11 @@ def walk(run: Run, method: Method, episodes: int = 50) -> tuple[np.ndarray, np.n
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions over seeds."""
-    near, far = (np.mean([row[f"history {part}"] for row in results["edt"]]) for part in ("at junction", "elsewhere"))
+    edt = seed_means(results)["edt"]
     ours, theirs = (np.array([row["return"] for row in results[arm]]) for arm in ("edt-lander", "dt-lander"))
-    error = float(np.sqrt(ours.var(ddof=1) / len(ours) + theirs.var(ddof=1) / len(theirs)))
     return {
-        "looks back on fewer steps at the junction than elsewhere": bool(near < far),
-        "LunarLander: within 1 standard error of dt, or above": float(ours.mean()) >= float(theirs.mean()) - error,
+        "looks back on fewer steps at the junction than elsewhere": edt["history at junction"]
+        < edt["history elsewhere"],
+        "LunarLander: within 1 standard error of dt, or above": float(ours.mean())
+        >= float(theirs.mean()) - standard_error(ours, theirs),
     }

@@ -16,11 +16,10 @@ Memory tokens: Bulatov et al., "Recurrent Memory Transformer", NeurIPS 2022, arX
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from foretoken.core import Card
 from foretoken.envs.recipes.t_maze_demonstrations import TMazeDemonstrations
 from foretoken.evaluation.evaluate import Evaluation, evaluate
+from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run, Stage, load
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
@@ -188,15 +187,12 @@ def figures(run: Run) -> Mapping[str, float]:
 
 def verdict(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions on means over seeds."""
-
-    def success(arm: str, length: int) -> float:
-        return float(np.mean([row[f"success at {length}"] for row in results[arm]]))
-
+    mean = seed_means(results)
     return {
-        "RATE: >= 95 % at the trained length, 150": success("rate", 150) >= 0.95,
-        "RATE: >= 80 % at four times the trained length, 600": success("rate", 600) >= 0.80,
+        "RATE: >= 95 % at the trained length, 150": mean["rate"]["success at 150"] >= 0.95,
+        "RATE: >= 80 % at four times the trained length, 600": mean["rate"]["success at 600"] >= 0.80,
         **{
-            f"{arm}: 50 % within 10 points at {length}": abs(success(arm, length) - 0.5) <= 0.1
+            f"{arm}: 50 % within 10 points at {length}": abs(mean[arm][f"success at {length}"] - 0.5) <= 0.1
             for arm in ("no-memory", "dt")
             for length in LENGTHS[1:]
         },

@@ -17,7 +17,7 @@ import numpy as np
 
 from foretoken.core import Card
 from foretoken.evaluation.evaluate import Evaluation
-from foretoken.evaluation.statistics import spearman
+from foretoken.evaluation.statistics import spearman, standard_error
 from foretoken.experiment import Claim, Experiment, Run
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
@@ -164,7 +164,7 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     earned = {arm: np.array([row["return"] for row in rows]) for arm, rows in results.items()}
     window, conditions = earned["window"], {}
     for arm in ("cache", "recurrent"):
-        error = float(np.sqrt(window.var(ddof=1) / len(window) + earned[arm].var(ddof=1) / len(earned[arm])))
+        error = standard_error(window, earned[arm])
         least = min(0.95 * float(window.mean()), float(window.mean()) - error)
         conditions[f"{arm}: earns what the window earns"] = float(earned[arm].mean()) >= least
         rank = float(np.mean([row["spearman"] for row in results[arm]]))

@@ -20,6 +20,7 @@ from foretoken.envs.recipes.noisy_maze import NoisyMaze
 from foretoken.envs.slots import Job
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.rollout import rollout
+from foretoken.evaluation.statistics import seed_means, standard_error
 from foretoken.experiment import Claim, Experiment, Run, load
 from foretoken.methods.autoregressive_q import AutoregressiveQ, AutoregressiveQConfig, CloningConfig, QLearningConfig
 from foretoken.nn.heads.value import HLGaussConfig
@@ -158,10 +159,8 @@ def figures(run: Run) -> Mapping[str, float]:
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
     """The claim's conditions over seeds."""
-    seen = {arm: {name: np.array([row[name] for row in rows]) for name in rows[0]} for arm, rows in results.items()}
-    mean = {arm: {name: float(found.mean()) for name, found in of.items()} for arm, of in seen.items()}
-    full, histogram = seen["full"]["success"], seen["full-hl-gauss"]["success"]
-    error = float(np.sqrt(full.var(ddof=1) / len(full) + histogram.var(ddof=1) / len(histogram)))
+    mean = seed_means(results)
+    full, histogram = (np.array([row["success"] for row in results[arm]]) for arm in ("full", "full-hl-gauss"))
     cloned = max(mean["bc"]["success"], mean["bc"]["success of drawn actions"])
     return {
         "20 points above cloning": mean["full"]["success"] >= cloned + 0.2 - 1e-9,
@@ -171,5 +170,5 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
         "without the bound, more updates to 80 % of the final success": mean["no-bound"]["updates to 80 %"]
         > mean["full"]["updates to 80 %"],
         "HL-Gauss no less than the squared error minus 1 standard error": float(histogram.mean())
-        >= float(full.mean()) - error,
+        >= float(full.mean()) - standard_error(full, histogram),
     }
