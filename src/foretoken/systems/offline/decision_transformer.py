@@ -89,7 +89,7 @@ def paper_atari() -> Experiment:
                 betas=(0.9, 0.95),
                 weight_decay=0.1,
                 decay="matrices",
-                warmup=102,
+                warmup=3,  # 10,240 tokens of actions
                 schedule="cosine",
                 final_lr=0.1,
             ),
