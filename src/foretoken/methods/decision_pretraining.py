@@ -124,6 +124,8 @@ class DecisionPretraining(Method):
         )
         context_BTD = self.transition(batch.observation, batch.action, batch.reward, batch.next_observation)
         valid_BT = batch.valid & (torch.arange(batch.valid.shape[1], device=begin.device) > begin[:, None])
+        if not begin.any():  # attention over whole windows needs no mask
+            context_BTD, valid_BT = context_BTD[:, 1:], valid_BT[:, 1:]
         if self.training and self.config.shuffle:
             order = torch.rand(valid_BT.shape, device=begin.device).argsort(1)
             context_BTD, valid_BT = (

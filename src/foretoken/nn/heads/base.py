@@ -41,7 +41,13 @@ class HeadConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class BySpaceConfig(HeadConfig):
-    """The usual head of a space: tanh-deterministic for a Box, categorical for choices, bits for MultiBinary."""
+    """The usual head of a space: tanh-deterministic for a Box, categorical for choices, bits for MultiBinary.
+
+    Args:
+        temperature: logits of choices are divided by it when sampling; 0 takes the mode.
+    """
+
+    temperature: float = 1.0
 
     def build(self, space: Space, width: int) -> object:
         from foretoken.nn.heads.categorical import CategoricalConfig
@@ -51,7 +57,7 @@ class BySpaceConfig(HeadConfig):
             case Box(is_image=False):
                 return DeterministicConfig().build(space, width)
             case Discrete() | MultiDiscrete() | MultiBinary():
-                return CategoricalConfig().build(space, width)
+                return CategoricalConfig(temperature=self.temperature).build(space, width)
             case _:
                 raise ConfigError(
                     f"no head is known for actions of {type(space).__name__}; Box, Discrete, MultiDiscrete and MultiBinary have one"
