@@ -89,28 +89,35 @@ def paper_dark_room() -> Experiment:
     )
 
 
-def narrow(width: int) -> StackConfig:
-    """Three layers of four heads; weights begin as large as this width needs, without which learning stays on a plateau."""
-    return gpt(width, 3, 4).replace(init_std=width**-0.5)
+def narrow(width: int, heads: int) -> StackConfig:
+    """Three layers whose weights begin as large as this width needs, without which learning stays on a plateau."""
+    return gpt(width, 3, heads).replace(init_std=width**-0.5)
+
+
+def bandits(pulls: int, tasks: int) -> Offline:
+    """Contexts of so many pulls of that many Gaussian bandits."""
+    recipe = RollIns(environment="foretoken/Bandit-v0", tasks=tasks, horizon=pulls + 1)
+    return Offline(recipe=recipe, held_out=0.05)
 
 
 def cpu() -> Experiment:
-    """Some minutes on two cores: bandits of 500 pulls, mostly learned from contexts of 60."""
+    """Minutes on one core: bandits of 500 pulls, mostly learned from contexts of 60 and then 200; a head or more for each arm."""
     run = paper()
-    training = run.training.replace(
-        updates=400, batch_size=16, threads=1, validate_every=200, evaluate_every=400,
-        optimiser=AdamW(lr=1e-3, weight_decay=1e-4, warmup=50, schedule="cosine"),
-    )  # fmt: skip
-    short = training.replace(
-        updates=2_000, batch_size=64, evaluate_every=0,
-        optimiser=AdamW(lr=3e-3, weight_decay=1e-4, warmup=100, schedule="cosine"),
-    )  # fmt: skip
-    early = Offline(recipe=RollIns(environment="foretoken/Bandit-v0", tasks=40_000, horizon=61), held_out=0.05)
+
+    def training(updates: int, batch_size: int, lr: float) -> Training:
+        adam = AdamW(lr=lr, weight_decay=1e-4, warmup=updates // 20, schedule="cosine")
+        return run.training.replace(
+            updates=updates, batch_size=batch_size, optimiser=adam, threads=1, validate_every=0, evaluate_every=updates
+        )
+
     return run.replace(
-        system=run.system.replace(backbone=narrow(32), empty=True),
-        source=Offline(recipe=RollIns(environment="foretoken/Bandit-v0", tasks=10_000, horizon=501), held_out=0.05),
-        training=training,
-        before=(Stage(name="short", training=short, source=early),),
+        system=run.system.replace(backbone=narrow(32, 8), empty=True),
+        source=bandits(500, 10_000),
+        training=training(200, 16, 1e-3),
+        before=(
+            Stage(name="60-pulls", training=training(1_500, 64, 3e-3), source=bandits(60, 40_000)),
+            Stage(name="200-pulls", training=training(500, 32, 2e-3), source=bandits(200, 20_000)),
+        ),
     )
 
 
@@ -118,7 +125,7 @@ def dark_room() -> Experiment:
     """Some minutes on two cores: Dark Room 7 x 7, 39 goals, contexts of 100 transitions from anywhere."""
     run = paper_dark_room()
     return run.replace(
-        system=run.system.replace(backbone=narrow(64), empty=True),
+        system=run.system.replace(backbone=narrow(64, 4), empty=True),
         source=Offline(
             recipe=RollIns(environment="foretoken/DarkRoom-7x7-v0", kind="uniform", tasks=39, blocks=20, horizon=1_000),
             held_out=0.0,

@@ -11,13 +11,12 @@ arXiv 2310.03022. The method is `foretoken.methods.conditioned_cloning`, the con
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from foretoken.core import Card
+from foretoken.core.method import Method, Source
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.statistics import seed_means, standard_error
 from foretoken.experiment import Claim, Experiment, Run, build
@@ -32,6 +31,7 @@ from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.training.loop import Training
 from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
+from foretoken.training.timing import update_seconds
 
 CARD = Card(
     key="dc",
@@ -214,7 +214,7 @@ def figures(run: Run) -> Mapping[str, float]:
     """
     last, arms = run.evaluations()[-1], claim().arms
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    own, *others = update_seconds([run.experiment, arms["dt-20"], arms["dt-8"]])
+    own, *others = update_seconds([new(arm) for arm in (run.experiment, arms["dt-20"], arms["dt-8"])])
     mixers = [block.mixer for block in run.experiment.system.build(run.spec).backbone.layers()]
     returns = {f"return at {target:g}": last.returns(target) for target in last.targets if target is not None}
     return {
@@ -225,33 +225,10 @@ def figures(run: Run) -> Mapping[str, float]:
     }
 
 
-def update_seconds(experiments: Sequence[Experiment], rounds: int = 5, updates: int = 16) -> list[float]:
-    """Seconds of one update of each on one thread: medians over rounds in which all take turns, the first not counted."""
-    threads, trainers = torch.get_num_threads(), [new_trainer(run) for run in experiments]
-    seconds = np.zeros((rounds + 1, len(trainers)))
-    torch.set_num_threads(1)
-    for turn, of_turn in enumerate(seconds):
-        for i, update in enumerate(trainers):
-            began = time.perf_counter()
-            for number in range(turn * updates, (turn + 1) * updates):
-                update(number)
-            of_turn[i] = (time.perf_counter() - began) / updates
-    torch.set_num_threads(threads)
-    return np.median(seconds[1:], axis=0).tolist()
-
-
-def new_trainer(run: Experiment) -> Callable[[int], None]:
-    """Draws, computes loss and gradient, and steps, on a new network: the costly part of what the training loop does."""
+def new(run: Experiment) -> tuple[Method, Source, Training]:
+    """Its network as at the beginning, and what it is trained on."""
     source = run.source.build(batch_size=run.training.batch_size, seed=run.seed)
-    method = build(run, source).train()
-    optimiser = run.training.optimiser.build(method.named_parameters())
-
-    def update(number: int) -> None:
-        optimiser.zero()
-        method.loss(source.draw("data", method.window, number)).total.backward()
-        optimiser.step(1.0)
-
-    return update
+    return build(run, source), source, run.training
 
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
