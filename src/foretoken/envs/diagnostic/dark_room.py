@@ -72,6 +72,7 @@ class DarkRoom(World):
 IDS = {
     "foretoken/DarkRoom-v0": {},
     "foretoken/DarkRoom-7x7-v0": {"size": 7, "horizon": 15},
+    "foretoken/DarkRoom-7x7-Corner-v0": {"size": 7, "horizon": 49, "corner": True},
     "foretoken/DarkRoom-10x10-v0": {"size": 10, "horizon": 100, "corner": True},
 }
 """Registered names and their settings."""

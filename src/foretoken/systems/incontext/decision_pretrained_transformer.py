@@ -90,9 +90,9 @@ def paper_dark_room() -> Experiment:
     )
 
 
-def narrow(width: int) -> StackConfig:
+def narrow(width: int, dropout: float = 0.0) -> StackConfig:
     """Three layers of four heads; weights begin as large as this width needs, without which learning stays on a plateau."""
-    return gpt(width, 3, 4).replace(init_std=width**-0.5)
+    return gpt(width, 3, 4, dropout=dropout).replace(init_std=width**-0.5)
 
 
 def bandits(pulls: int, tasks: int) -> Offline:
@@ -124,19 +124,19 @@ def cpu() -> Experiment:
 
 
 def dark_room() -> Experiment:
-    """Some minutes on two cores: Dark Room 7 x 7, 39 goals, contexts of 100 transitions from anywhere."""
+    """Some minutes on two cores: Dark Room 7 x 7 from a corner, 39 goals, contexts of 100 transitions from anywhere."""
     run = paper_dark_room()
     return run.replace(
-        system=run.system.replace(backbone=narrow(64), empty=True),
+        system=run.system.replace(backbone=narrow(64, dropout=0.1), empty=True, head=BySpaceConfig(temperature=0.5)),
         source=Offline(
-            recipe=RollIns(environment="foretoken/DarkRoom-7x7-v0", kind="uniform", tasks=39, blocks=20, horizon=1_000),
+            recipe=RollIns(environment="foretoken/DarkRoom-7x7-Corner-v0", kind="uniform", tasks=39, blocks=20, horizon=1_000),
             held_out=0.0,
         ),
         training=run.training.replace(
-            updates=1_000, threads=1, evaluate_every=1_000,
-            optimiser=AdamW(lr=2e-3, weight_decay=1e-4, warmup=50, schedule="cosine"),
+            updates=2_000, batch_size=32, threads=1, evaluate_every=2_000,
+            optimiser=AdamW(lr=2e-3, weight_decay=1e-4, warmup=100, schedule="cosine"),
         ),
-        evaluation=Evaluation(episodes=10, trial=20, tasks="held-out"),
+        evaluation=Evaluation(episodes=10, trial=12, tasks="held-out"),
     )  # fmt: skip
 
 
