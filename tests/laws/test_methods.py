@@ -35,6 +35,7 @@ STREAMING: dict[str, tuple[Config, str]] = {
     "streaming without condition": (STREAM.replace(condition=None), "discrete"),
     "streaming across episodes": (STREAM.replace(across="history", condition=PreviousRewardConfig()), "discrete"),
     "streaming transitions": (STREAM.replace(across="history", condition=None, layout="transition"), "dict"),
+    "streaming without actions": (STREAM.replace(layout="observed"), "discrete"),
     "streaming joined tokens": (STREAM.replace(layout="joined", condition=BOTH), "continuous"),
 }
 SHARED: dict[str, tuple[Config, str]] = {
@@ -59,6 +60,7 @@ SHARED: dict[str, tuple[Config, str]] = {
     ),
     "transitions": (SMALL.replace(across="history", condition=PreviousRewardConfig(), layout="transition"), "dict"),
     "prompted": (SMALL.replace(layout="prompted", condition=BOTH), "multi-discrete"),
+    "without actions": (SMALL.replace(layout="observed", condition=None, time=WindowTimeConfig(max_steps=1)), "dict"),
     "returns and costs": (SMALL.replace(condition=BOTH), "dict"),
     "atari": (
         SMALL.replace(time=WindowTimeConfig(), embedding_tanh=True, embedding_norm=False, anchor="full"),

@@ -77,7 +77,7 @@ class TMaze(World):
 
 
 IDS = {f"foretoken/TMaze-{horizon}-v0": {"horizon": horizon} for horizon in (30, 50, 90, 150, 300, 600)} | {
-    "foretoken/TMaze-Mixed-150-v0": {"horizon": 150, "shortest": 2}
+    f"foretoken/TMaze-Mixed-{horizon}-v0": {"horizon": horizon, "shortest": 2} for horizon in (12, 30, 150)
 }
 """Registered names and their settings."""
 

@@ -54,7 +54,8 @@ class Choices(Prediction):
 
     def entropy(self) -> Tensor:
         log_p = self.logits.log_softmax(-1)
-        return -torch.where(log_p.isfinite(), log_p.exp() * log_p, 0.0).sum((-1, -2))
+        # masked before the product: an infinite factor makes the gradient NaN even where it is not taken
+        return -(log_p.exp() * log_p.masked_fill(log_p.isinf(), 0.0)).sum((-1, -2))
 
 
 @configures(CategoricalConfig)

@@ -1,0 +1,1 @@
+"""Systems that learn online, in environments which must be remembered."""

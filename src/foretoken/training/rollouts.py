@@ -1,0 +1,248 @@
+"""On-policy experience: the live policy plays a while, the method learns from that for some epochs, and it is thrown away.
+
+    rollout    every slot makes `steps` decisions, its episodes one after another, final observations being steps of their own
+    segment    `window.length` successive steps of one slot, with the policy's state before them as `memory`
+    minibatch  `training.batch_size` whole segments; each epoch goes once through all, in a new order
+
+So a rollout lasts `epochs * num_slots * steps / (window.length * batch_size)` updates.
+"""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from foretoken.core import state as state_trees
+from foretoken.core.batch import Batch
+from foretoken.core.config import Config, configures
+from foretoken.core.errors import CheckpointError, ConfigError
+from foretoken.core.method import Method
+from foretoken.core.spec import Window
+from foretoken.core.state import State
+from foretoken.envs.play import acting
+from foretoken.envs.slots import Job, Slots, Tick, follow
+from foretoken.training.seeding import mix
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts(Config):
+    """The live policy's newest steps, and no others.
+
+    Args:
+        environment: Gymnasium id.
+        num_slots: episodes played at once.
+        steps: of every slot in a rollout, final observations included; a multiple of the method's window.
+        epochs: how often a rollout is learned from.
+        trial: so many episodes of one task are played after one another, with one memory.
+        max_steps: episodes are truncated after so many actions; 0 leaves that to the environment.
+    """
+
+    environment: str
+    num_slots: int = 16
+    steps: int = 128
+    epochs: int = 4
+    trial: int = 1
+    max_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("num_slots", 1), ("steps", 1), ("epochs", 1), ("trial", 1), ("max_steps", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"rollouts {name} must be at least {least}, got {getattr(self, name)}")
+
+
+@configures(Rollouts)
+class RolloutSource:
+    """Plays with the live policy, which explores, and hands out segments of what it played.
+
+    Besides the columns of every step batch, segments have `previous_action` and `previous_reward`, what the policy recorded
+    (`Decision.record`), what `method.annotate` made of the whole rollout, and `memory`, the policy's state at their start.
+    `annotate` sees rows of `steps + 1` steps: the last is the one to be decided next, neither scored nor handed out, whose
+    value continues the row. A resumed run goes on in the middle of a rollout and of the episodes being played.
+
+    Args:
+        batch_size: segments of one draw.
+        folder: not used; nothing is kept.
+    """
+
+    def __init__(
+        self,
+        config: Rollouts,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        folder: Path | None = None,
+    ) -> None:
+        if world_size > 1:
+            raise ConfigError(f"a Rollouts source works in one process, got {world_size}; set training.devices=1")
+        self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.stores: Mapping[str, Any] = {}
+        self.resumes: list[dict[str, Any]] = []
+        self._slots = self._new_slots()
+        self.spec = self._slots.spec
+        self._method: Method | None = None
+        self._tick: Tick | None = None
+        self._state: State | None = None
+        self._earned = np.zeros(config.num_slots)
+        self._segments: Batch | None = None
+        self._saved: Mapping[str, Any] | None = None
+
+    def _new_slots(self) -> Slots:
+        config = self.config
+        jobs = (Job(number, episodes=config.trial) for number in itertools.count())
+        seed = mix(self.seed, "rollouts")
+        return Slots(config.environment, jobs, num_slots=config.num_slots, seed=seed, max_steps=config.max_steps)
+
+    def connect(self, method: Method) -> None:
+        """Raises ConfigError where the rollout cannot be cut into the method's windows, or these into whole minibatches."""
+        self._method, self._length = method, method.window.length
+        steps, count = self.config.steps, self.config.num_slots * (self.config.steps // self._length)
+        if steps % self._length:
+            raise ConfigError(f"rollouts steps must be a multiple of the method's window {self._length}, got {steps}")
+        if count % self.batch_size:
+            raise ConfigError(
+                f"a rollout has {count} segments of {self._length} steps, which batch_size must divide, got {self.batch_size}"
+            )
+        self._minibatches = count // self.batch_size
+
+    def advance(self, update: int) -> Mapping[str, float]:
+        """Plays a new rollout where the last one has been learned from; returns means over the episodes that ended in it."""
+        if self._method is None:
+            raise ConfigError("a Rollouts source needs a policy; call connect(method) first")
+        if self._saved is not None:
+            self._go_back()
+        if update % (self.config.epochs * self._minibatches):
+            return {}
+        self._ended: list[dict[str, float]] = []
+        device = next((p.device for p in self._method.parameters()), torch.device("cpu"))
+        with acting(self._method), torch.no_grad():
+            rollout, memories = self._play(self._method, device)
+            rollout = self._method.annotate(rollout.to(device)).to("cpu")
+        cut = lambda leaf: leaf[:, : self.config.steps].unflatten(1, (-1, self._length)).flatten(0, 1)  # noqa: E731
+        memory = tree_map(lambda *leaves: torch.stack(leaves, 1).flatten(0, 1), *memories)
+        self._segments = rollout.map(cut).replace(memory=memory)
+        told = {name: [one[name] for one in self._ended if name in one] for name in ("return", "length", "success")}
+        return {f"episode_{name}": float(np.mean(values)) for name, values in told.items() if values}
+
+    def _play(self, method: Method, device: torch.device) -> tuple[Batch, list[State]]:
+        """What the slots show and the policy answers, (B, steps + 1, ...), and the policy's state at the start of each segment."""
+        policy, steps = method.policy, self.config.steps
+        tick = self._tick or self._observe(self._slots.start())
+        seen, memories = [], list[State]()
+        for at in range(steps + 1):
+            self._state = follow(self._state, tick, policy.begin, device)
+            # what a state holds may be written in place by the decisions that follow
+            kept = tree_map(torch.clone, dict(self._state)) if at % self._length == 0 else self._state
+            if at % self._length == 0 and at < steps:
+                memories.append(state_trees.to(kept, "cpu"))
+            step = tree_map(lambda leaf: leaf.to(device), tick.step)
+            decision = policy.act(step, self._state if at < steps else kept, explore=True)
+            seen.append(_noted(tick, decision.action, decision.record))
+            if at < steps:
+                self._state = decision.state
+                tick = self._observe(self._slots.advance(decision.action))
+        columns = tree_map(lambda *leaves: torch.stack(leaves, 1), *seen)
+        for name in ("reward", "terminated", "truncated"):  # a tick tells what the action before it brought
+            columns[name] = torch.cat((columns[name][:, 1:], torch.zeros_like(columns[name][:, :1])), dim=1)
+        columns["scored"][:, -1] = False
+        return Batch(columns), memories
+
+    def _observe(self, tick: Tick | None) -> Tick:
+        """Keeps the tick, and notes the episodes that end with it."""
+        assert tick is not None, "jobs never run out"
+        self._tick = tick
+        self._earned = np.where(tick.step.first.numpy(), 0.0, self._earned) + tick.reward
+        for row in tick.ended.tolist():
+            told = {"return": self._earned[row], "length": float(tick.step.timestep[row])}
+            success = tick.infos[row].get("success")
+            self._ended.append(told if success is None else told | {"success": float(success)})
+        return tick
+
+    def draw(self, view: str, window: Window, update: int, micro: int = 0) -> Batch:
+        """The segments of this update's minibatch, whatever the view."""
+        if self._segments is None:
+            raise ConfigError("there is no rollout to draw from; call advance(update) first")
+        if window.length != self._length or micro:
+            raise ConfigError(
+                f"rollouts are cut into windows of {self._length} steps, one minibatch per update (accumulate=1), got a window "
+                f"of {window.length} and micro-batch {micro}"
+            )
+        place = update % (self.config.epochs * self._minibatches)
+        epoch, part = divmod(place, self._minibatches)
+        order = np.random.default_rng(mix(self.seed, "order", update - place, epoch))
+        rows = order.permutation(self._minibatches * self.batch_size)[part * self.batch_size :][: self.batch_size]
+        chosen = torch.from_numpy(np.sort(rows))
+        return self._segments.map(lambda leaf: leaf[chosen])
+
+    def held_out(self, view: str, window: Window, number: int) -> Batch | None:
+        return None
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The rollout being learned from, and the episodes being played."""
+        if self._saved is not None:
+            return self._saved
+        return {
+            "slots": self._slots.save() if self._tick is not None else None,
+            "state": self._state,
+            "earned": self._earned,
+            "segments": self._segments,
+            "resumes": self.resumes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        # carried out by the next `advance`: a later stage's state takes its place
+        self._saved = state
+
+    def _go_back(self) -> None:
+        """Environments, episodes in progress and rollout as they were when the state was saved."""
+        assert self._saved is not None
+        state, self._saved = self._saved, None
+        self.resumes = list(state["resumes"])
+        if state["slots"] is None:
+            return
+        self._slots.close()
+        self._slots = self._new_slots()
+        restored = self._slots.load(state["slots"])
+        if restored.tick is None or len(restored.tick.number) != self.config.num_slots:
+            raise CheckpointError(f"the checkpoint has other slots than rollouts num_slots={self.config.num_slots}")
+        self._tick, self._earned = restored.tick, np.array(state["earned"])
+        self._earned[restored.tick.step.first.numpy()] = 0.0
+        self._state = state_trees.to(state["state"], next(self._method.parameters()).device)  # type: ignore[union-attr]
+        self._segments = None if state["segments"] is None else Batch(state["segments"])
+        self.resumes.append({"grades": dict(Counter(restored.grades)), "notes": list(restored.notes)})
+        log.info("rollouts resumed; slots by grade: %s", self.resumes[-1]["grades"])
+
+
+def _noted(tick: Tick, action: Any, record: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What is kept of one moment, (B, ...); reward, terminated and truncated are those of the action before."""
+    step = tick.step
+    fresh = torch.zeros_like(step.first).index_fill(0, tick.born, True)
+    here = {
+        "observation": dict(step.observation) if isinstance(step.observation, Mapping) else step.observation,
+        "previous_action": step.previous_action,
+        "previous_reward": step.previous_reward,
+        "action": action,
+        "reward": torch.from_numpy(tick.reward).float(),
+        "terminated": torch.from_numpy(tick.terminated),
+        "truncated": torch.from_numpy(tick.truncated),
+        "timestep": step.timestep,
+        "valid": step.valid,
+        "scored": ~step.final,
+        "first": step.first,
+        "final": step.final,
+        "fresh": fresh,
+        **record,
+    }
+    return tree_map(lambda leaf: leaf.cpu(), here)

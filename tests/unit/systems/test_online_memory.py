@@ -1,0 +1,137 @@
+"""GTrXL, AGaLiTe and TrXL-PPO: what their pages insist on and the laws of mixers and methods do not say, and their verdicts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from foretoken.core.batch import Batch
+from foretoken.core.spec import Box, Discrete, Spec
+from foretoken.envs.diagnostic import make_world
+from foretoken.experiment import run
+from foretoken.nn.mixers.transformer_xl import TransformerXLConfig
+from foretoken.nn.stack import with_mixer
+from foretoken.systems.memory import agalite, gated_transformer_xl, trxl_ppo
+from foretoken.testing.stores import SPECS
+
+SPEC = Spec(observation=Box(shape=(3,)), action=Discrete(n=4))
+
+
+def segment(method, rows=2, steps=8):
+    flags = {name: torch.zeros(rows, steps, dtype=torch.bool) for name in ("first", "fresh", "terminated")}
+    return Batch(
+        observation=torch.randn(rows, steps, 3, requires_grad=True), action=torch.zeros(rows, steps, dtype=torch.int64),
+        reward=torch.zeros(rows, steps), valid=torch.ones(rows, steps, dtype=torch.bool), **flags,
+        memory={name: {key: torch.randn_like(leaf) if leaf.is_floating_point() else leaf + 3 for key, leaf in part.items()}
+                for name, part in method.backbone.initial_state(rows).items()},
+    )  # fmt: skip
+
+
+def test_gradients_go_through_the_segment_and_memory_is_seen():
+    method = gated_transformer_xl.smoke().system.build(SPEC)
+    batch = segment(method)
+    y, _ = method.run(batch)
+    (y[:, -1] * torch.randn_like(y[:, -1])).sum().backward()
+    reached = batch.observation.grad.abs().sum((0, 2)) > 0
+    assert reached.all()  # two layers that see 4 steps back reach over all 8
+    with torch.no_grad():
+        empty, _ = method.run(batch.replace(memory=method.backbone.initial_state(2)))
+        fresh = batch.fresh.clone()
+        fresh[:, 0] = True
+        forgotten, _ = method.run(batch.replace(fresh=fresh))
+    assert not torch.allclose(empty[:, 0], y[:, 0]) and torch.allclose(empty, forgotten, atol=1e-6)
+
+
+def test_variants_differ_in_gates_and_order_alone():
+    variants = {
+        name: gated_transformer_xl.transformer_xl(name, 8, 1, num_heads=2, memory=4)
+        for name in ("gtrxl", "trxl-i", "trxl")
+    }
+    blocks = {name: config.pattern[0] for name, config in variants.items()}
+    assert [(block.gate, block.order) for block in blocks.values()] == [
+        ("gru", "pre"),
+        ("none", "pre"),
+        ("none", "post"),
+    ]
+    assert len({block.replace(gate="none", order="pre") for block in blocks.values()}) == 1
+
+
+def test_gtrxl_verdict():
+    def row(success, steps):
+        return {"success": success, "steps to 80 %": steps}
+
+    good = {
+        "gtrxl": [row(0.97, 10.0)] * 3, "trxl": [row(0.97, 14.0)] * 3, "lstm": [row(1.0, 5.0)] * 3, "memoryless": [row(0.5, 90.0)] * 3,
+    }  # fmt: skip
+    assert list(gated_transformer_xl.verdict(good).values()) == [True, False, True]
+    assert all(gated_transformer_xl.verdict({**good, "trxl": [row(0.97, 15.0)] * 3}).values())
+    assert all(gated_transformer_xl.verdict({**good, "trxl": [row(0.97, 9.0)] * 2 + [row(0.9, 9.0)]}).values())
+    assert not gated_transformer_xl.verdict({**good, "gtrxl": [row(1.0, 1.0)] * 2 + [row(0.94, 1.0)]})[
+        "GTrXL >= 95 % in every seed"
+    ]
+
+
+def test_gtrxl_figures_count_steps_of_experience(tmp_path):
+    done = run(gated_transformer_xl.smoke(), tmp_path / "run", progress=False)
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["train/episode_success"] = 0.85
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = gated_transformer_xl.figures(done)
+    # a rollout of 4 x 16 steps, 8 segments of 8, two minibatches, 3 epochs: 6 updates
+    assert found["steps to 80 %"] == pytest.approx(10 * 64 / 6) and 0 <= found["success"] <= 1
+
+
+def test_the_state_is_small_whatever_the_window():
+    system = agalite.cpu().system
+    sizes = {}
+    for name, config in (
+        ("agalite", system),
+        ("gtrxl-64", with_mixer(system, TransformerXLConfig(num_heads=2, memory=64))),
+    ):
+        sizes[name], seconds = agalite.cost(config.build(SPEC).eval(), rows=2, decisions=4)
+        assert seconds > 0
+    assert sizes["agalite"] == 2 * 4 * (3 * 4 * 32 + 2 * 32 + 2) and sizes["agalite"] < 0.25 * sizes["gtrxl-64"]
+
+
+def test_agalite_verdict():
+    def row(success, size, time):
+        return {"success": success, "state bytes": size, "milliseconds": time}
+
+    good = {
+        "agalite": [row(0.95, 1.0, 3.0)] * 3,
+        "gtrxl-2": [row(0.7, 1.0, 3.0)] * 3,
+        "gtrxl-64": [row(1.0, 2.0, 5.0)] * 3,
+    }
+    assert list(agalite.verdict(good).values()) == [True] * 4
+    worse = {**good, "agalite": [row(0.95, 1.1, 3.1)] * 2 + [row(0.89, 1.1, 3.1)], "gtrxl-2": [row(0.96, 1.0, 1.0)] * 3}
+    assert list(agalite.verdict(worse).values()) == [False] * 4
+
+
+def test_trxl_verdict_and_control_arms():
+    claim = trxl_ppo.claim()
+    blocks = {arm: experiment.system.backbone.pattern[0] for arm, experiment in claim.arms.items()}
+    assert len({block.replace(mixer=TransformerXLConfig()) for block in blocks.values()}) == 1
+    rows = {"trxl": [{"success": 0.95}] * 3, "gru": [{"success": 1.0}] * 3, "memoryless": [{"success": 0.5}] * 3}
+    assert list(trxl_ppo.verdict(rows).values()) == [True] * 3
+    assert list(trxl_ppo.verdict({**rows, "memoryless": [{"success": 0.7}] * 3}).values()) == [True, True, False]
+
+
+def test_an_empty_window_answers_with_finite_numbers():
+    method = trxl_ppo.smoke().system.build(SPECS["continuous"]).eval()
+    y = method.backbone(torch.zeros(2, 1, 8), method.backbone.initial_state(2)).y
+    assert y.isfinite().all()
+
+
+def test_goals_are_shown_for_two_steps_in_which_nobody_moves():
+    world = make_world("foretoken/PocMemory-v0", 200)
+    world.begin(np.arange(200), np.zeros(200, np.int64), np.arange(200))
+    start = world.place.copy()
+    assert set(start) == {-2, -1, 0, 1, 2} and set(world.good) == {-1, 1}
+    for shown in (True, True, False):
+        seen = world.observe()
+        assert np.array_equal(seen[:, 2], world.good * shown) and np.array_equal(seen[:, 0], -seen[:, 2])
+        assert np.array_equal(world.place, start)
+        world.step(np.ones(200, np.int64))
+    assert np.array_equal(world.place, start + 1)
