@@ -10,8 +10,10 @@ from foretoken.core.spec import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from foretoken.data.store import Store
 from foretoken.nn.heads.base import BySpaceConfig, HeadConfig
 from foretoken.nn.heads.categorical import CategoricalConfig, Choices
+from foretoken.nn.heads.cluster_offset import ClusterOffsetConfig
 from foretoken.nn.heads.deterministic import DeterministicConfig
 from foretoken.nn.heads.gaussian import GaussianConfig, Normal
+from foretoken.nn.tokenizers.kmeans import KMeansConfig
 from foretoken.testing import check_head, check_store, check_tokenizer
 from foretoken.testing.stores import SPECS, random_store
 
@@ -36,6 +38,10 @@ NARROW = Box(shape=(1,), low=(-3.0,), high=(1.0,))
         (DeterministicConfig(), Box(shape=(), low=(0.0,), high=(1.0,)), True),
         (DeterministicConfig(), Box(shape=(2,), low=(0.0, float("-inf")), high=(5.0, float("inf"))), True),
         (DeterministicConfig(tanh=False), Box(shape=(2, 2)), False),
+        (ClusterOffsetConfig(clusters=KMeansConfig(clusters=7)), Box(shape=(2, 2)), False),
+        (ClusterOffsetConfig(clusters=KMeansConfig(clusters=7), offsets="shared"), NARROW, True),
+        (ClusterOffsetConfig(offsets="none"), Box(shape=(), low=(-3.0,), high=(1.0,)), True),
+        (ClusterOffsetConfig(clusters=KMeansConfig(clusters=1), focus=0.0), NARROW, True),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from foretoken.core.spec import Box
-from foretoken.nn.tokenizers.base import BinsConfig
+from foretoken.nn.tokenizers.base import TokenizerConfig
+from foretoken.nn.tokenizers.kmeans import KMeansConfig
 from foretoken.nn.tokenizers.quantile import QuantileConfig
 from foretoken.nn.tokenizers.uniform import UniformConfig
 from foretoken.testing import check_tokenizer
@@ -36,9 +37,19 @@ def data(name: str) -> Tensor:
     "name", ["normal", "heavy tails", "ties", "sparse", "constant", "offset", "one value", "float64"]
 )
 @pytest.mark.parametrize(
-    "config", [UniformConfig(), UniformConfig(bins=3), QuantileConfig(), QuantileConfig(bins=3), QuantileConfig(bins=1)]
+    "config",
+    [
+        UniformConfig(),
+        UniformConfig(bins=3),
+        QuantileConfig(),
+        QuantileConfig(bins=3),
+        QuantileConfig(bins=1),
+        KMeansConfig(),
+        KMeansConfig(clusters=3),
+        KMeansConfig(clusters=1),
+    ],
 )
-def test_tokenizer(config: BinsConfig, name: str) -> None:
+def test_tokenizer(config: TokenizerConfig, name: str) -> None:
     values, box = data(name), Box(shape=(3,))
     fitted = config.build(box)
     fitted.fit(values)

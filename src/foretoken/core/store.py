@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from foretoken.core.batch import Batch
 from foretoken.core.spec import Spec
@@ -34,6 +35,16 @@ def joint_statistics(stores: Mapping[str, "EpisodeStore"], column: str) -> dict[
     """Statistics of one column over all stores together, by leaf path; the stores have one spec."""
     found = [store.statistics(column) for store in stores.values()]
     return {path: pooled([part[path] for part in found]) for path in found[0]}
+
+
+def all_values(stores: Mapping[str, "EpisodeStore"], column: str) -> Any:
+    """(N, ...): one column at every step that carries an action, of all stores together; for what must see values one by one."""
+    found = []
+    for store in stores.values():
+        start, length = (np.asarray(store.episodes[name], np.int64) for name in ("start", "length"))
+        within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
+        found.append(store.gather(np.repeat(start, length) + within, (column,))[column])
+    return torch.cat(found)
 
 
 class EpisodeStore(Protocol):

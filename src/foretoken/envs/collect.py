@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foretoken.data.episode import Episode
     from foretoken.data.store import Store
 
-_REPORTED = {"success": "success", "is_success": "success", "cost": "cost", "regret": "regret"}
+_REPORTED = {"success": "success", "is_success": "success", "cost": "cost", "regret": "regret", "route": "route"}
 """What infos may say, by the name under which it is kept."""
 
 _CURVE = 100  # the steps at which an episode's regret is told, at most
@@ -48,7 +48,7 @@ def collect(
     """Plays exactly `episodes` episodes (or trials) and stores them in order of their number.
 
     The store is the same whatever `num_slots` is. Every episode carries the facts `episode`, `order` (its place in its
-    trial), `seed` (of its reset), `task` where one was chosen, `success` and `cost` where the environment reports them. When
+    trial), `seed` (of its reset), `task` where one was chosen, `success`, `cost` and `route` where the environment reports them. When
     interrupted, the episodes that are complete so far in order are committed.
 
     Args:
@@ -114,7 +114,7 @@ def _record(slots: Slots, policy: Policy, explore: bool, jobs: list[Job], writer
             job, steps = jobs[number], tape.read(row, total["length"] + 1)
             ends = np.arange(total["length"]) == total["length"] - 1
             facts = {"episode": job.episode, "order": order, "seed": slots.reset_seed(row), "task": job.task}
-            facts |= {name: total[name] for name in ("success", "cost")}
+            facts |= {name: total[name] for name in ("success", "cost", "route")}
             episode = Episode(
                 observation=build_tree({path: steps[path] for path in paths}),
                 action=slots.actions(row),
@@ -172,7 +172,11 @@ class Totals:
         for said, (rows, values) in _reported(tick.infos).items():
             name = _REPORTED[said]
             total = self._sum[name]
-            total[rows] = np.maximum(total[rows], values) if name == "success" else total[rows] + values
+            if name == "success":
+                values = np.maximum(total[rows], values)
+            elif name != "route":
+                values = total[rows] + values
+            total[rows] = values
             self._known[name][rows] = True
             if name == "regret" and self._regret is None:
                 self._regret = Tape(len(self._steps), {"regret": total[:0]})
@@ -183,13 +187,17 @@ class Totals:
         """The episode that ended in a row, which is then forgotten.
 
         Returns:
-            total: the return; length: actions. What no info spoke of is None: success (at any step), cost (summed), and
-            regret, its sum so far after at most 100 evenly spaced actions, the last among them.
+            total: the return; length: actions. What no info spoke of is None: success (at any step), cost (summed), route
+            (the last), and regret, its sum so far after at most 100 evenly spaced actions, the last among them.
         """
         length = int(self._steps[row]) - 1
-        said = {name: total[row].item() if self._known[name][row] else None for name, total in self._sum.items()}
+        said: dict[str, Any] = {
+            name: total[row].item() if self._known[name][row] else None for name, total in self._sum.items()
+        }
         if said["success"] is not None:
             said["success"] = bool(said["success"])
+        if said["route"] is not None:
+            said["route"] = int(said["route"])
         if said["regret"] is not None:
             assert self._regret is not None
             count = min(length, _CURVE)

@@ -119,6 +119,18 @@ def histogram(returns_N: np.ndarray, data_returns: np.ndarray | None) -> str:
         return finish(legend=True)
 
 
+def routes(labels: Sequence[str], shares_N: np.ndarray, arrived_N: np.ndarray) -> str:
+    """Shares of episodes by the route they took, and the part of each that succeeded."""
+    with _axes("routes") as (axes, finish):
+        places = range(len(labels))
+        axes.bar(places, shares_N, width=0.6, color=DATA, alpha=0.55, label="all episodes")
+        axes.bar(places, arrived_N, width=0.6, color=SERIES[0], alpha=0.75, label="successful ones")
+        axes.set_xticks(places, labels)
+        axes.set(xlabel="route", ylabel="share of episodes")
+        axes.yaxis.set_major_formatter(_percent)
+        return finish(legend=True)
+
+
 def losses(train: Curve, held_out: Curve | None) -> str:
     """Training loss, and held-out loss where there is one; logarithmic where it falls by more than a factor of thirty."""
     with _axes("losses") as (axes, finish):

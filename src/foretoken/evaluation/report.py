@@ -199,6 +199,7 @@ def _parts(run: _Run, data: np.ndarray | None, out: Path) -> dict[str, str]:
     sections = (
         _scores(run),
         _achieved(run, data),
+        _routes(run),
         _in_context(run),
         _curves(run),
         _videos(run, out),
@@ -353,6 +354,21 @@ def _histogram(run: _Run, data: np.ndarray | None) -> str:
     if data is not None:
         caption += f" {100 * float((returns > data.max()).mean()):.0f}\u00a0% of them beat every episode in the data."
     return _section("Returns", _figure(plots.histogram(returns, data), caption))
+
+
+def _routes(run: _Run) -> str:
+    """Which of several ways the episodes of the last evaluation took, where the environment tells them apart."""
+    last = run.evaluations[-1].records if run.evaluations else ()
+    records = [record for record in last if record.route is not None]
+    if not records:
+        return ""
+    route, arrived = np.array([(record.route, record.success is True) for record in records], int).T
+    found = range(min(0, route.min()), route.max() + 1)
+    shares = np.array([[(route == one).mean(), ((route == one) * arrived).mean()] for one in found])
+    labels = ["none" if one < 0 else str(one) for one in found]
+    told = ", ".join(f"{label} {100 * share:.0f}\u00a0%" for label, share in zip(labels, shares[:, 0], strict=True))
+    caption = f"<strong>Routes</strong> of the last evaluation's {_count(len(records), 'episode')}: {told}."
+    return _section("Routes taken", _figure(plots.routes(labels, *shares.T), caption))
 
 
 def _in_context(run: _Run) -> str:

@@ -30,7 +30,7 @@ class EpisodeResult:
     "is_success", None when none ever spoke of it; `cost` sums `info["cost"]`. `actions` holds the (n, ...) actions as the
     environment received them, when asked to keep them: with `reset_seed` they replay the episode. `index` is its place among
     the episodes of its job, `task` the task that was chosen for them; `regret` sums `info["regret"]` up to each of at most 100
-    evenly spaced actions, the last included.
+    evenly spaced actions, the last included. `route` is the last `info["route"]`: which of several ways it took, -1 for none.
     """
 
     target: float | None
@@ -46,6 +46,7 @@ class EpisodeResult:
     task: int | None = None
     target_cost: float | None = None
     regret: tuple[float, ...] | None = None
+    route: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record of an evaluation file; the return stands under "return"."""
@@ -62,6 +63,7 @@ class EpisodeResult:
             "task": self.task,
             "target_cost": self.target_cost,
             "regret": self.regret,
+            "route": self.route,
         }
 
     @classmethod
@@ -80,7 +82,7 @@ class EpisodeResult:
 
 
 _RECORDED = ("target", "episode", "reset_seed", "length", "success", "cost", "terminated")
-_ADDED = ("index", "task", "target_cost")  # files written before these were told lack them
+_ADDED = ("index", "task", "target_cost", "route")  # files written before these were told lack them
 
 
 def job_of(result: EpisodeResult) -> Job:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from foretoken.core import random
 from foretoken.core.batch import Batch, Decision, Loss, Step, masked_mean
@@ -224,7 +224,7 @@ class AutoregressiveQ(Method):
     def loss(self, *batches: Batch) -> Loss:
         (batch,) = batches
         at_B = batch.scored.int().argmax(1)
-        states_BK = self._states(batch.observation, batch.valid, at_B[:, None])
+        states_BK = history.up_to(batch.observation, batch.valid, at_B[:, None], self.config.context)
         taken_BA = self.actions.encode(batch.action[torch.arange(len(at_B), device=at_B.device), at_B])
         predicted, config, metrics = self.values(states_BK, taken_BA[:, :-1]), self.config.objective, {}
         if isinstance(config, QLearningConfig):
@@ -248,7 +248,7 @@ class AutoregressiveQ(Method):
         """(B, A): for each dimension the slow copy's best next bin; reward and discount in the last one only."""
         inside_BA = self.target(states_BK, taken_BA[:, :-1]).value.amax(-1)[:, 1:]
         earned_B, share_B, count_B = self.ahead(config, batch, at_B, config.steps)
-        later_BK = self._states(batch.observation, batch.valid, (at_B + count_B)[:, None])
+        later_BK = history.up_to(batch.observation, batch.valid, (at_B + count_B)[:, None], self.config.context)
         last_BA = earned_B[:, None] + share_B[:, None] * self.target(later_BK, taken_BA[:, :0]).value.amax(-1)
         target_BA = torch.cat((inside_BA, last_BA), dim=1)
         if not config.horizon:
@@ -273,14 +273,6 @@ class AutoregressiveQ(Method):
 
     # -- acting
 
-    def _states(self, observation: Any, valid_BT: Tensor, index_BR: Tensor) -> Any:
-        """The K observations up to each of the steps, (B * R, K, ...); where there are fewer, the first is repeated."""
-        back_K = torch.arange(1 - self.config.context, 1, device=valid_BT.device)
-        first_B = valid_BT.int().argmax(1)
-        index_BRK = torch.maximum(index_BR[..., None] + back_K, first_B[:, None, None])
-        rows = torch.arange(len(first_B), device=valid_BT.device)[:, None, None]
-        return tree_map(lambda leaf: leaf[rows, index_BRK].flatten(0, 1), observation)
-
     def decide(self, states_BK: Any, seed_B: Tensor | None = None) -> Greedy:
         """Chooses bins one after another for states (B, K, ...): the best ones, or with seeds (B,) exploring."""
         rows, found = len(tree_leaves(states_BK)[0]), []
@@ -302,7 +294,7 @@ class AutoregressiveQ(Method):
         """What is decided at the steps of recorded windows that `read` picks."""
         rows, steps = batch.valid.shape
         index_BR = torch.arange(steps, device=batch.valid.device)[read].expand(rows, -1)
-        found = self.decide(self._states(batch.observation, batch.valid, index_BR))
+        found = self.decide(history.up_to(batch.observation, batch.valid, index_BR, self.config.context))
         return Greedy(found.action.unflatten(0, (rows, -1)), found.values.unflatten(0, (rows, -1)))
 
     @property
@@ -329,5 +321,5 @@ class WindowPolicy:
         kept = history.push(state, observation=step.observation, timestep=step.timestep)
         columns, valid_BK = history.window(kept, trim=False)
         newest_B1 = torch.full_like(kept["timestep"][:, -1:], method.config.context - 1)
-        states_BK = method._states(columns["observation"], valid_BK, newest_B1)
+        states_BK = history.up_to(columns["observation"], valid_BK, newest_B1, method.config.context)
         return Decision(method.decide(states_BK, step.seed if explore else None).action, kept)

@@ -20,7 +20,7 @@ from foretoken.core.errors import ConfigError
 from foretoken.core.method import Condition, Context, Method, Policy
 from foretoken.core.spec import Dict, Spec, Window
 from foretoken.core.state import State
-from foretoken.core.store import EpisodeStore, joint_statistics
+from foretoken.core.store import EpisodeStore, all_values, joint_statistics
 from foretoken.methods import history
 from foretoken.methods.conditions.base import ConditionConfig
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
@@ -29,6 +29,7 @@ from foretoken.nn.embed.actions import ActionEmbedding
 from foretoken.nn.embed.observations import ObservationConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
 from foretoken.nn.heads.base import BySpaceConfig, HeadConfig, Prediction
+from foretoken.nn.heads.cluster_offset import ClusterOffset
 from foretoken.nn.mixer import Tokens
 from foretoken.nn.recurrent_memory import RecurrentMemoryConfig
 from foretoken.nn.stack import StackConfig
@@ -49,14 +50,15 @@ class ConditionedCloningConfig(Config):
         embedding_tanh: pass every embedding through tanh (Decision Transformer on Atari).
         layout: "separate" gives every part of a step its own token; "prompted" joins condition and state in one token,
             a_(t-1)  [c_t s_t];  "joined" makes one token of a step, [a_(t-1) c_t s_t], and "transition" tells it the state
-            before as well, [s_(t-1) a_(t-1) c_t s_t], so that a look at one token shows what came of an action. To join is to
-            add the embeddings.
+            before as well, [s_(t-1) a_(t-1) c_t s_t], so that a look at one token shows what came of an action; "observed"
+            leaves the action before out, [c_t s_t]. To join is to add the embeddings.
         anchor: which windows are trained on; see `Window`.
         across: "" keeps windows and memory inside an episode; otherwise an episode column (for example "task"): windows run on
             through consecutive episodes of equal value, as the policy's memory does in a trial of several episodes.
         reading: "window" re-reads the last `context` steps at every decision; "stream" reads each step once and carries the
             backbone's state, so what it sees must not end with the window: attention needs a `window` of its own.
         acting: "sample" draws from the head (a deterministic head has one outcome), "mode" takes the likeliest action.
+        look_back: with reading="window", how many steps are re-read; 0 takes all of `context`.
     """
 
     context: int = 20
@@ -68,14 +70,17 @@ class ConditionedCloningConfig(Config):
     dropout: float = 0.1
     embedding_norm: bool = True
     embedding_tanh: bool = False
-    layout: Literal["separate", "prompted", "joined", "transition"] = "separate"
+    layout: Literal["separate", "prompted", "joined", "transition", "observed"] = "separate"
     anchor: Literal["start", "end", "full", "episode"] = "start"
     across: str = ""
     reading: Literal["window", "stream"] = "window"
     acting: Literal["sample", "mode"] = "sample"
+    look_back: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.look_back <= self.context:
+            raise ConfigError(f"look_back must lie in 0 .. context, got {self.look_back} and context={self.context}")
         if self.reading == "stream" and isinstance(self.time, WindowTimeConfig):
             raise ConfigError('reading="stream" has no window to count from: time must be EpisodeTimeConfig')
 
@@ -97,7 +102,7 @@ class ConditionedCloning(Method):
         width = config.backbone.width
         self.condition = condition or (config.condition.build() if config.condition else None)
         parts = self.condition.parts if self.condition else ()
-        self.embed_action = ActionEmbedding(spec.action, width)
+        self.embed_action = ActionEmbedding(spec.action, width) if config.layout != "observed" else None
         self.embed_condition = nn.ModuleList(nn.Linear(part.width, width) for part in parts)
         self.embed_observation = config.observation.build(spec.observation, width)
         self.embed_before = config.observation.build(spec.observation, width) if config.layout == "transition" else None
@@ -137,8 +142,11 @@ class ConditionedCloning(Method):
             if self.embed_before is not None:
                 self.embed_before.fit(observations)
             actions = joint_statistics(stores, "action")
-            self.embed_action.fit(actions)
+            if self.embed_action is not None:
+                self.embed_action.fit(actions)
             self.head.fit(actions)
+            if isinstance(self.head, ClusterOffset):
+                self.head.fit_actions(all_values(stores, "action"))
         if self.condition is not None:
             self.condition.fit(stores)
 
@@ -158,7 +166,9 @@ class ConditionedCloning(Method):
         is left out elsewhere: its token does not exist, or it adds nothing to the joined one.
         """
         earlier, now = times
-        parts: list[tuple[Tensor, Tensor | None]] = [(self.embed_action(previous_action), known)]
+        parts: list[tuple[Tensor, Tensor | None]] = []
+        if self.embed_action is not None:
+            parts.append((self.embed_action(previous_action), known))
         if self.condition is not None and condition is not None:
             widths = [part.width for part in self.condition.parts]
             for part, embed, values in zip(
@@ -314,12 +324,12 @@ class WindowPolicy:
     """Keeps the last K steps of each row and re-reads them; a step that slid out of the window has no effect any more."""
 
     def __init__(self, method: ConditionedCloning) -> None:
-        self.method = method
+        self.method, self.length = method, method.config.look_back or method.config.context
 
     def steady(self, step: Step, state: State) -> bool:
         """Whether `act` does the same operations as at every other such step: all windows are full and hold one episode."""
         kept = state["history"]
-        same = (kept["seen"] >= self.method.config.context - 1) & step.valid
+        same = (kept["seen"] >= self.length - 1) & step.valid
         if "first" in kept:
             same = same & ~step.first & ~kept["first"][:, 2:].any(1)
         return self.method.is_static and bool(same.all())
@@ -330,8 +340,8 @@ class WindowPolicy:
         if method.config.across:
             columns["first"] = torch.bool
         if method.condition is None:
-            return {"history": history.begin(rows, method.config.context, device, **columns)}
-        kept = history.begin(rows, method.config.context, device, **columns, condition=method.condition.width)
+            return {"history": history.begin(rows, self.length, device, **columns)}
+        kept = history.begin(rows, self.length, device, **columns, condition=method.condition.width)
         return {"history": kept, "condition": method.condition.begin(rows, context)}
 
     def act(self, step: Step, state: State, *, explore: bool = False) -> Decision:

@@ -65,3 +65,12 @@ def window(state: State, *, trim: bool = True) -> tuple[dict[str, Any], Tensor]:
         name: tree_map(lambda kept: kept[:, length - longest :], kept) for name, kept in state.items() if name != "seen"
     }
     return columns, steps >= length - state["seen"][:, None]
+
+
+def up_to(column: Any, valid_BT: Tensor, index_BR: Tensor, length: int) -> Any:
+    """The `length` steps up to each of some steps of windows, (B * R, length, ...); where there are fewer, the first is repeated."""
+    back_K = torch.arange(1 - length, 1, device=valid_BT.device)
+    first_B = valid_BT.int().argmax(1)
+    index_BRK = torch.maximum(index_BR[..., None] + back_K, first_B[:, None, None])
+    rows = torch.arange(len(first_B), device=valid_BT.device)[:, None, None]
+    return tree_map(lambda leaf: leaf[rows, index_BRK].flatten(0, 1), column)

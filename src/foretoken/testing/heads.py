@@ -34,6 +34,8 @@ def check_head(config: HeadConfig, space: Space, width: int = 8, *, bounded: boo
     if isinstance(space, Box) and hasattr(head, "fit"):
         ones = np.ones(space.shape)
         head.fit({"": Statistics(100, 0.5 * ones, ones, -2 * ones, 3 * ones)})
+        if hasattr(head, "fit_actions"):
+            head.fit_actions(5 * torch.rand(100, *space.shape) - 2)
     perturb(head, seed)
     features = torch.randn(3, 4, width, generator=torch.Generator().manual_seed(seed))
     sizes = f"{config}, {space}, width={width}"

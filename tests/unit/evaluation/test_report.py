@@ -310,6 +310,18 @@ def test_colours_follow_the_page():
     assert "var(--ink)" in svg and "var(--series-3)" in svg and "var(--font)" in svg
 
 
+def test_routes_are_counted(tmp_path):
+    run = make_run(tmp_path, RETURNS)
+    assert "Routes taken" not in write_report(run).read_text()
+    file = max((run / "evaluations").glob("*.json"))
+    tree = json.loads(file.read_text())
+    for number, record in enumerate(tree["records"]):
+        record |= {"route": number % 4 - 1, "success": number % 4 == 1}
+    file.write_text(json.dumps(tree))
+    page = write_report(run).read_text()
+    assert "Routes taken" in page and re.search(r"none \d+\u00a0%, 0 \d+\u00a0%, 1 \d+\u00a0%, 2 \d+\u00a0%", page)
+
+
 def test_trials_and_regret_are_drawn_beside_the_references(tmp_path):
     def records(count, **more):
         plain = {"target": None, "reset_seed": 0, "return": 1.0, "length": 4, "success": None, "cost": None}

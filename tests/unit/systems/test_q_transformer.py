@@ -10,6 +10,7 @@ from foretoken.core.batch import Step
 from foretoken.core.errors import ConfigError
 from foretoken.core.spec import Box
 from foretoken.data.windows import WindowSampler
+from foretoken.methods import history
 from foretoken.methods.autoregressive_q import CloningConfig, QLearningConfig
 from foretoken.nn.heads.value import HLGaussConfig, ScalarValueConfig, TwoHotConfig
 from foretoken.nn.target import Target
@@ -35,7 +36,7 @@ def made(spec="continuous", objective=None, **changes):
 def drawn(method, store, rows=24):
     batch = WindowSampler(store, method.window).draw(rows, 0)
     at = batch.scored.int().argmax(1)
-    states = method._states(batch.observation, batch.valid, at[:, None])
+    states = history.up_to(batch.observation, batch.valid, at[:, None], method.config.context)
     return batch, at, states, method.actions.encode(batch.action[torch.arange(rows), at])
 
 
@@ -161,7 +162,9 @@ def test_a_history_shorter_than_k_repeats_its_first_state_and_older_ones_are_not
     method, store = made(context=3)
     batch = WindowSampler(store, method.window.replace(anchor="end", back=0)).draw(16, 0)
     places = torch.arange(batch.valid.shape[1])
-    states = method._states(batch.observation, batch.valid, places[None].expand(16, -1)).unflatten(0, (16, -1))
+    states = history.up_to(
+        batch.observation, batch.valid, places[None].expand(16, -1), method.config.context
+    ).unflatten(0, (16, -1))
     first = batch.valid.int().argmax(1)
     for row in range(16):
         for place in range(int(first[row]), len(places)):

@@ -1,0 +1,1 @@
+"""Noise schedules and samplers as plain objects that know nothing of actions."""

@@ -1,0 +1,99 @@
+"""K-means, and the head that corrects its clusters."""
+
+import pytest
+import torch
+
+from foretoken.core.errors import ConfigError, DataError
+from foretoken.core.spec import Box, Discrete
+from foretoken.nn.heads.cluster_offset import ClusterOffsetConfig
+from foretoken.nn.tokenizers.kmeans import KMeansConfig
+
+BOX = Box(shape=(2,), low=(-1.0,), high=(1.0,))
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def made(clusters=5, data=None, **changes):
+    torch.manual_seed(0)
+    head = ClusterOffsetConfig(clusters=KMeansConfig(clusters=clusters), **changes).build(BOX, 4)
+    head.fit_actions((normal(200, 2) / 3).clamp(-1, 1) if data is None else data)
+    return head
+
+
+def test_finds_separate_clusters_whatever_the_seed() -> None:
+    where = torch.tensor([[-9.0, 0.0], [0.0, 0.0], [0.0, 8.0], [7.0, 7.0]])
+    data = (where[:, None] + 0.1 * normal(4, 50, 2)).reshape(-1, 2)
+    for seed in range(10):
+        codec = KMeansConfig(clusters=4, seed=seed).build(BOX)
+        codec.fit(data)
+        again = KMeansConfig(clusters=4, seed=seed).build(BOX)
+        again.fit(data)
+        assert torch.equal(codec.centres, again.centres)
+        assert torch.cdist(where, codec.centres).amin(1).max() < 0.1
+        assert len(set(codec.encode(where).flatten().tolist())) == 4
+
+
+def test_centres_are_the_means_of_what_is_nearest() -> None:
+    data, codec = normal(300, 2), KMeansConfig(clusters=7).build(BOX)
+    codec.fit(data)
+    tokens = codec.encode(data).squeeze(-1)
+    for token in range(7):
+        torch.testing.assert_close(codec.centres[token], data[tokens == token].mean(0))
+
+
+def test_left_over_clusters_are_never_drawn() -> None:
+    head = made(clusters=8, data=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, 0.0]]), offsets="none")
+    assert int(head.codec.is_given.sum()) == 2
+    drawn = head(normal(500, 4)).sample(torch.arange(500))
+    assert {tuple(action) for action in drawn.tolist()} == {(0.5, 0.5), (-0.5, 0.0)}
+
+
+def test_one_cluster_is_the_squared_error() -> None:
+    head, x, action = made(clusters=1, offset_weight=3.0), normal(6, 4), (normal(6, 2) / 3).clamp(-1, 1)
+    prediction = head(x)
+    want = 3 * (action - head.codec.centres[0] - head.linear(x)[:, 1:]).square().mean(-1)
+    torch.testing.assert_close(prediction.loss(action), want)
+    assert torch.equal(prediction.mode(), prediction.sample(torch.arange(6)))
+
+
+def test_without_focus_it_is_the_cross_entropy() -> None:
+    head, x, action = made(focus=0.0, offsets="none"), normal(6, 4), (normal(6, 2) / 3).clamp(-1, 1)
+    tokens = head.codec.encode(action).squeeze(-1)
+    want = torch.nn.functional.cross_entropy(head.linear(x), tokens, reduction="none")
+    torch.testing.assert_close(head(x).loss(action), want)
+    log_p = -want
+    torch.testing.assert_close(made(offsets="none")(x).loss(action), -((1 - log_p.exp()) ** 2) * log_p)
+
+
+def test_only_the_true_clusters_offset_is_trained() -> None:
+    head = made()
+    action = head.codec.centres[3:4] + 0.01
+    head(normal(1, 4)).loss(action).backward()
+    touched = head.linear.weight.grad[5:].reshape(5, 2, 4).abs().sum((1, 2)) > 0
+    assert touched.tolist() == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("offsets", ["own", "shared"])
+def test_an_action_is_a_centre_and_its_offset(offsets: str) -> None:
+    head, x = made(offsets=offsets), normal(3, 4)
+    y = head.linear(x)
+    chosen = y[:, :5].argmax(-1)
+    table = y[:, 5:].reshape(3, -1, 2).expand(3, 5, 2)
+    want = head.codec.centres[chosen] + table[torch.arange(3), chosen]
+    torch.testing.assert_close(head(x).mode(), want.clamp(-1, 1))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="clusters=0"):
+        KMeansConfig(clusters=0)
+    with pytest.raises(ConfigError, match=r"focus=-1"):
+        ClusterOffsetConfig(focus=-1)
+    with pytest.raises(ConfigError, match="needs a Box of actions, got Discrete"):
+        ClusterOffsetConfig().build(Discrete(n=3), 4)
+    for wrong in (torch.zeros(3, 5), torch.zeros(0, 2)):
+        with pytest.raises(DataError, match=r"values \(N, 2\)"):
+            KMeansConfig().build(BOX).fit(wrong)
+    with pytest.raises(DataError, match="NaN"):
+        KMeansConfig().build(BOX).fit(torch.full((3, 2), torch.nan))
