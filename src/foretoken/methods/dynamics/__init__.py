@@ -1,0 +1,1 @@
+"""Models of what actions lead to, for planning and imagining: one file per kind."""

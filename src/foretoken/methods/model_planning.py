@@ -1,0 +1,121 @@
+"""Planning in a learned model: of many sequences of actions, the model says which earns most, and its first action is taken.
+
+A model of dynamics (`methods.dynamics`) is trained on recorded windows of `context` + `horizon` steps. At every step it reads
+the last `context` of them, a planner (`planning`) searches `horizon` steps ahead in it, and what is left of the plan is where
+the next search begins (model predictive control).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foretoken.core.batch import Batch, Decision, Loss, Step
+from foretoken.core.config import Config, configures
+from foretoken.core.errors import ConfigError
+from foretoken.core.method import Context, Method, Policy
+from foretoken.core.spec import Spec, Window
+from foretoken.core.state import State
+from foretoken.core.store import EpisodeStore, joint_statistics
+from foretoken.methods import history
+from foretoken.methods.dynamics.base import DynamicsConfig, Vectors, box
+from foretoken.methods.dynamics.tokens import TokenDynamicsConfig
+from foretoken.planning.base import PlannerConfig
+from foretoken.planning.cem import CEMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlanningConfig(Config):
+    """
+    Args:
+        model: of what actions lead to.
+        planner: how it is searched.
+        context: steps of history that the model reads, the present one among them.
+    """
+
+    model: DynamicsConfig = TokenDynamicsConfig()
+    planner: PlannerConfig = CEMConfig()
+    context: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context < 1:
+            raise ConfigError(f"context must be at least 1, got {self.context}")
+
+
+@configures(ModelPlanningConfig)
+class ModelPlanning(Method):
+    """See the module. Serves vectors of observations and of actions, which are scaled to [-1, 1] for model and planner."""
+
+    def __init__(self, config: ModelPlanningConfig, spec: Spec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.vectors = Vectors(spec)
+        steps = config.context + config.planner.horizon
+        self.model = config.model.build(spec, steps)
+        self.planner = config.planner.build(box(spec, "action").size)
+        self.window = Window(length=steps, final=True)
+
+    def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
+        if stores:
+            self.vectors.scale.fit(joint_statistics(stores, "action")[""])
+            self.model.fit(stores)
+
+    def loss(self, *batches: Batch) -> Loss:
+        (batch,) = batches
+        found: Loss = self.model.loss(batch, *self.vectors(batch.observation, batch.action))
+        return found
+
+    @torch.no_grad()
+    def imagine(self, batch: Batch, known: int, back: int = 0) -> tuple[Tensor, Tensor]:
+        """What the model expects of the recorded actions that follow the first `known` steps of windows (B, T).
+
+        Args:
+            back: how many of the known steps it reads; 0 reads them all.
+
+        Returns:
+            Observations (B, T - known, O) of the steps that follow, and rewards (B, T - known) of the actions that led there.
+        """
+        observation, action = self.vectors(batch.observation, batch.action)
+        read = slice(known - back if back else 0, known)
+        state = self.model.begin(observation[:, read], action[:, read], batch.valid[:, read])
+        seen, earned = [], []
+        for time in range(known - 1, batch.valid.shape[1] - 1):
+            reward, state = self.model.step(state, action[:, time])
+            seen.append(self.model.observation(state))
+            earned.append(reward)
+        return torch.stack(seen, dim=1), torch.stack(earned, dim=1)
+
+    @property
+    def policy(self) -> Policy:
+        return PlanningPolicy(self)
+
+
+class PlanningPolicy:
+    """Keeps the last steps and the rest of the last plan."""
+
+    def __init__(self, method: ModelPlanning) -> None:
+        self.method = method
+
+    def begin(self, rows: int, context: Context) -> State:
+        method, config = self.method, self.method.config
+        device = method.vectors.scale.middle.device
+        kept = history.begin(
+            rows, config.context, device, observation=method.spec.observation, before=method.spec.action
+        )
+        plan = torch.zeros(rows, config.planner.horizon, method.planner.dims, device=device)
+        return {"history": kept, "plan": plan}
+
+    def act(self, step: Step, state: State, *, explore: bool = False) -> Decision:
+        method = self.method
+        kept = history.push(
+            state["history"], observation=step.observation, before=step.previous_action, timestep=step.timestep
+        )
+        columns, valid_BT = history.window(kept)
+        action = torch.roll(columns["before"], -1, dims=1)  # the last one is not read
+        start = method.model.begin(*method.vectors(columns["observation"], action), valid_BT)
+        plan_BTA = method.planner.plan(method.model.step, start, step.seed, state["plan"]).actions
+        chosen = method.vectors.action(plan_BTA[:, 0])
+        rest = torch.cat((plan_BTA[:, 1:], torch.zeros_like(plan_BTA[:, :1])), dim=1)
+        return Decision(chosen.to(step.previous_action.dtype), {"history": kept, "plan": rest})

@@ -1,0 +1,1 @@
+"""Search while acting: plain objects that ask a model what sequences of actions would bring."""
