@@ -138,6 +138,7 @@ def test_json_round_trip(tmp_path):
         "task",
         "target_cost",
         "regret",
+        "route",
     }
     assert tree["card"]["scores"][0]["name"] == "last"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
