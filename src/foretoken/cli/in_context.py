@@ -40,6 +40,9 @@ def _curves(folder: Path, *, quiet: bool) -> list:
     from foretoken.experiment import Run, run_claim
 
     drawn: dict[str, dict[str, list[np.ndarray]]] = {}
+    beside: dict[
+        str, dict[str, dict[int, np.ndarray]]
+    ] = {}  # references play the same tasks whoever is compared with them
     at: dict[str, np.ndarray] = {}
     for entry in (entry for entry in catalogue.systems().values() if "in-context" in entry.card.tags):
         claim = entry.load().claim()
@@ -53,15 +56,16 @@ def _curves(folder: Path, *, quiet: bool) -> list:
                 players.setdefault(f"{entry.card.key}: {arm}", []).append(own)
                 length = last.records[0].length if told else own.shape[1]
                 at.setdefault(where, steps(own, length))
+                picked = at[where].round().astype(int) - 1
                 for name, values in reference_curves(last).items():
-                    picked = at[where].round().astype(int) - 1
-                    players.setdefault(name, []).append(values[:, picked] if told else values)
+                    beside.setdefault(where, {}).setdefault(name, {})[seed] = values[:, picked] if told else values
     return [
         Curves(
             where,
             "regret" if "Bandit" in where else "return",
             at[where],
-            {n: np.concatenate(v) for n, v in players.items()},
+            {name: np.concatenate(found) for name, found in players.items()}
+            | {name: np.concatenate([*by_seed.values()]) for name, by_seed in beside.get(where, {}).items()},
         )
         for where, players in drawn.items()
     ]

@@ -61,7 +61,9 @@ def fill(page: Path, curves: Iterable[Curves]) -> None:
 
 def _table(curves: Curves) -> str:
     shown = np.unique(np.linspace(0, len(curves.at) - 1, _SHOWN).round().astype(int))
-    what = "cumulative regret after so many steps" if curves.kind == "regret" else "return in so-manieth episode"
+    what = (
+        "cumulative regret by the number of steps" if curves.kind == "regret" else "return by the number of the episode"
+    )
     head = ["player", *(f"{curves.at[i]:g}" for i in shown), "trials"]
     lines = [
         f"### {curves.environment}: {what}",
