@@ -148,6 +148,15 @@ def test_saved_loaded_and_kept_rows_go_on_alike(id):
 
 
 @every_world
+def test_rows_that_are_over_may_be_stepped_on(id):
+    world = make_world(id, 3)
+    world.begin(np.arange(3), np.array([world.task_of("train", row) for row in range(3)]), np.arange(3))
+    for _ in range(world.spec.max_episode_steps + 70):
+        world.step(world.expert())
+        world.observe()
+
+
+@every_world
 def test_begun_again_rows_leave_the_others_alone(id):
     world = make_world(id, 4)
     task, seed = mixed(world)

@@ -46,7 +46,7 @@ class RepeatPrevious(World):
         return self.suits[np.arange(self.rows), np.minimum(self.clock, self.cards - 1)]
 
     def expert(self) -> np.ndarray:
-        return self.suits[np.arange(self.rows), np.maximum(self.clock - self.back, 0)]
+        return self.suits[np.arange(self.rows), np.clip(self.clock - self.back, 0, self.cards - 1)]
 
     def best_return(self, task: np.ndarray) -> np.ndarray:
         return np.ones(len(task))
