@@ -21,6 +21,9 @@ FAMILIES = {
     "offline": "Offline: policies from recorded trajectories",
     "value": "Value: sequence models that learn what actions are worth",
     "incontext": "In context: learners that are frozen",
+    "memory": "Memory: learned online, in environments that must be remembered",
+    "imitation": "Imitation: policies from demonstrations",
+    "worldmodel": "World models: plans made in a learned world",
 }
 
 
@@ -35,13 +38,14 @@ def _gallery(entries: list[Entry]) -> Iterator[str]:
     yield "# Systems"
     yield (
         "Each is one file that follows its paper; its claim is the paper's, as an experiment that `foretoken claim` runs with all arms and "
-        "seeds. *Holds* and *does not hold* are what was measured here, at the size the page of the system says."
+        "seeds. *Holds* and *does not hold* are what was measured here, at the size the page of the system says; *3 of 4* counts the "
+        "conditions of the claim that hold, all of which must."
     )
     for family, members in groupby(entries, key=lambda entry: entry.family):
         yield f"## {FAMILIES.get(family, family.capitalize())}"
         lines = ["| system | paper | what it claims | measured |", "| --- | --- | --- | --- |"]
         for entry in members:
-            card, status = entry.card, results.status(entry)
+            card, status = entry.card, results.told(entry)
             lines.append(f"| [{card.title}]({entry.name}.md) | {card.paper} | {card.claim} | {status} |")
         yield "\n".join(lines)
 

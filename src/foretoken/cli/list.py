@@ -12,7 +12,8 @@ from foretoken.core.catalogue import Entry
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        "list", "The systems by family, and whether their claims hold: holds, does not hold, or not yet run."
+        "list",
+        "The systems by family, and whether their claims hold: holds, does not hold (and how many of its\nconditions do), or not yet run.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
@@ -47,6 +48,6 @@ def _page(entries: Iterable[Entry]) -> str:
     titles = max(len(entry.card.title) for _, members in families for entry in members)
     parts = []
     for family, members in families:
-        rows = [(entry.name.ljust(names), entry.card.title.ljust(titles), results.status(entry)) for entry in members]
+        rows = [(entry.name.ljust(names), entry.card.title.ljust(titles), results.told(entry)) for entry in members]
         parts.append(f"{family}\n{table(rows, indent=2)}")
     return "\n\n".join([*parts, "`foretoken show NAME` tells more; `foretoken claim NAME` tests a claim."])

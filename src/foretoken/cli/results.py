@@ -49,3 +49,10 @@ def status(entry: Entry) -> str:
     except DataError:
         return "unreadable result"
     return record["verdict"] if record else NOT_YET
+
+
+def told(entry: Entry) -> str:
+    """The status, and where a claim does not hold, how many of its conditions do."""
+    verdict = status(entry)
+    conditions = (read(entry) or {}).get("conditions", {}) if verdict == "does not hold" else {}
+    return f"{verdict}: {sum(conditions.values())} of {len(conditions)}" if conditions else verdict

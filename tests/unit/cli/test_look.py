@@ -41,6 +41,7 @@ def test_list_takes_the_status_from_the_results(foretoken) -> None:
         and system["family"] == "offline"
         and system["name"] == "decision_transformer"
     )
+    assert "does not hold: 1 of 2" in foretoken("list").out
 
 
 def test_a_broken_result_is_named(foretoken, tmp_path) -> None:

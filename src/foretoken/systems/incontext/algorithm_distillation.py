@@ -40,6 +40,7 @@ CARD = Card(
         "An episode's final observation is a step of its own, with the last reward; the paper goes on with the next episode.",
         "Positions are rotary; published code uses sinusoidal ones, or rotary (jaehyeon-son/dicp).",
         "The cpu preset has one token a step, as dicp has: the transition just finished, and the state it led to.",
+        "The cpu preset draws actions at temperature 0.7.",
     ),
 )
 

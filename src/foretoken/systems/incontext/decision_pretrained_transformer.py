@@ -47,6 +47,7 @@ CARD = Card(
         "Windows of long roll-ins are drawn, so a task has many contexts; the official data hold one per task.",
         "The query is the first step of the window, the context the steps after it: independent where roll-ins are.",
         "The prediction before any context is trained too (`empty`); the official code leaves it out.",
+        "The cpu presets draw actions at half the temperature, and begin with contexts of 60.",
     ),
 )
 
