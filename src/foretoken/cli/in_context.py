@@ -40,9 +40,8 @@ def _curves(folder: Path, *, quiet: bool) -> list:
     from foretoken.experiment import Run, run_claim
 
     drawn: dict[str, dict[str, list[np.ndarray]]] = {}
-    beside: dict[
-        str, dict[str, dict[int, np.ndarray]]
-    ] = {}  # references play the same tasks whoever is compared with them
+    # references play the same tasks whoever is compared with them: once per seed
+    beside: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     at: dict[str, np.ndarray] = {}
     for entry in (entry for entry in catalogue.systems().values() if "in-context" in entry.card.tags):
         claim = entry.load().claim()
