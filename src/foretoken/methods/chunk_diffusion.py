@@ -82,7 +82,7 @@ class Drawn(Prediction):
         return self.sample(torch.zeros(self.rows, dtype=torch.int64))
 
     def loss(self, action: Tensor) -> Tensor:
-        return (self.mode() - action).square().flatten(2).mean(-1)
+        return (self.mode() - action).square().reshape(self.rows, self.places, -1).mean(-1)
 
 
 @configures(ChunkDiffusionConfig)

@@ -54,4 +54,4 @@ def clipped_value_loss(value: Tensor, old: Tensor, target: Tensor, clip: float =
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:
     """An estimate of KL(pi_old, pi) at each place that is never negative: ratio - 1 - log ratio."""
-    return log_ratio.exp() - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio

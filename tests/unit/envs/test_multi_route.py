@@ -67,3 +67,11 @@ def test_demonstrations_have_the_shares_that_are_asked_for(tmp_path):
     for wrong in ({"shares": (0.5, 0.5)}, {"slowest": 0.9}, {"episodes": 0}):
         with pytest.raises(ConfigError):
             MultiRouteDemonstrations(**wrong)
+
+
+def test_what_leaves_the_wall_in_a_gate_has_passed_it_wherever_it_ends() -> None:
+    world = make_world("foretoken/MultiRoute-v0", 1)
+    world.begin(np.arange(1), np.zeros(1, int), np.zeros(1, int))
+    world.place[:] = [[0.5499, 0.2005]]  # near the gate's lower corner
+    outcome = world.step(np.array([[0.6, -0.8]], np.float32))
+    assert not outcome.terminated[0] and outcome.info["route"][0] == 1

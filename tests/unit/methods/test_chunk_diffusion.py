@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from foretoken.core import random
 from foretoken.core.errors import ConfigError
 from foretoken.data.windows import WindowSampler
 from foretoken.diffusion.ddim import DDIMConfig
@@ -94,9 +95,11 @@ def test_padding_at_the_end_is_masked_and_rows_are_summed() -> None:
     assert scored.sum(1).tolist() == [5, 2]
     assert torch.equal(clean[1, 2:], clean[1, 1:2].expand(3, -1))
     assert clean.abs().max() <= 1 + 1e-6
-    loss = method.loss(batch)  # an untrained network answers 0, so each step's error is that of the noise, about 1
+    loss = method.loss(batch)  # an untrained network answers 0, so each step's error is the square of its noise
+    seeds_B = random.split(method._seeds(batch, at_B), 1)
+    noise = random.normal(seeds_B, *clean.shape[1:]).square().mean(-1)
     assert float(loss.weight) == 2
-    assert 0.3 < loss.total.item() / 3.5 < 3
+    assert loss.total.item() == pytest.approx(float((noise[0].sum() + noise[1, :2].sum()) / 2), rel=1e-5)
 
 
 def test_actions_are_scaled_by_the_data() -> None:

@@ -18,7 +18,9 @@ def test_equals_the_formula_and_needs_no_fit() -> None:
         token = min(max(int((y + 1) / 2 * 1024), 0), 1023)
         assert tokenizer.encode(torch.tensor([x])).item() == token
     every = torch.arange(1024)[:, None]
-    assert torch.equal(tokenizer.encode(tokenizer.decode(every)), every)  # centres, not edges
+    assert torch.equal(tokenizer.encode(tokenizer.decode(every)), every)
+    middle = (2 * (every.double() + 0.5) / 1024 - 1) * math.log1p(100 * 256)  # centres, not edges
+    torch.testing.assert_close(tokenizer.decode(every).double(), middle.sign() * middle.abs().expm1() / 100)
     width = tokenizer.edges[0].diff()
     assert width[511] < 0.003 and width[-1] > 4
 

@@ -1,6 +1,5 @@
 """Behavior Transformer: what it reads, what it remembers, and its claim's verdict."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -73,4 +72,3 @@ def test_verdict() -> None:
     assert all(bet.verdict(rows).values())
     rows["bet"] = [row, row, row | {"success": 0.8, "route distance": 0.2, "route distance of the likeliest": 0.0}]
     assert list(bet.verdict(rows).values()) == [False, False, True, False, False]
-    assert np.isfinite(bet.claim().minutes)

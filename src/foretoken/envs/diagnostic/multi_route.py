@@ -2,7 +2,7 @@
 
 The agent sees its place (x, y). An action in [-1, 1] per axis, shortened to length 1, moves it by STEP of itself. Episodes
 begin near (0, 0.5); arrival at the disc around (1, 0.5) pays 1 and ends the episode, touching the wall ends it for nothing.
-`info["route"]` is the gate passed last, 0 to 3 from below, and -1 as long as there was none; `info["success"]` is arrival.
+`info["route"]` is the gate entered last, 0 to 3 from below, and -1 as long as there was none; `info["success"]` is arrival.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class MultiRoute(World):
 
     Attributes:
         place: (B, 2) float64 (x, y), in [-0.1, 1.1] and [0, 1].
-        route: (B,) int64, the gate passed last, -1 before the first.
+        route: (B,) int64, the gate entered last, -1 before the first.
     """
 
     num_tasks = 1
@@ -94,7 +94,7 @@ class MultiRoute(World):
         entered, left = np.clip(x_then, *WALL), np.clip(x, *WALL)
         inside = (entered != left) | ((x >= WALL[0]) & (x <= WALL[1]))
         ends = y_then + slope * (entered - x_then), np.where(gone == 0, y, y_then + slope * (left - x_then))
-        gate = np.searchsorted(_CUTS, y)
+        gate = np.searchsorted(_CUTS, ends[1])
         middle = _GATES[gate]
         hit = inside & (np.maximum(np.abs(ends[0] - middle), np.abs(ends[1] - middle)) > HALF_GATE)
         self.route = np.where(inside & ~hit, gate, self.route)

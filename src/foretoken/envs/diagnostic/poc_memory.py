@@ -4,7 +4,8 @@ The agent sees (left goal, place, right goal). In the first two steps a goal sho
 and the agent cannot move yet; afterwards both show 0. It starts up to two moves from the middle, five moves from either end.
 The good end earns 1, the bad one -1, every other step costs 0.1.
 
-Pleines et al., JMLR 2025, arXiv 2309.17207: the small environment of their released baseline, as far as it is described.
+After the small environment of the released baseline of Pleines et al., JMLR 2025, arXiv 2309.17207, which shows the goals once
+more, pays 1.6 at the ends, charges nothing for the steps in which the agent cannot move, and lets it move then unless told so.
 """
 
 from collections.abc import Mapping

@@ -136,19 +136,21 @@ def figures(run: Run) -> Mapping[str, float]:
 
 
 @torch.no_grad()
-def cost(method: RecurrentPPO, rows: int, decisions: int = 100) -> tuple[float, float]:
-    """Bytes of state per row, and the median of the processor's seconds for one decision, once memory is full."""
+def cost(method: RecurrentPPO, rows: int, full: int = 64, decisions: int = 50) -> tuple[float, float]:
+    """Bytes of state per row, and the median seconds of a decision on one thread, after the `full` ones that fill the memory."""
     policy, spec = method.policy, method.spec
     state, zeros, on = policy.begin(rows, {}), torch.zeros(rows), torch.ones(rows, dtype=torch.bool)
     seen = torch.zeros(rows, *spec.observation.shape)  # type: ignore[union-attr]
     taken = torch.zeros(rows, dtype=torch.int64)
     step = Step(seen, taken, zeros, zeros, ~on, ~on, on, taken, torch.arange(rows))
-    spent = []
-    for _ in range(decisions):
+    spent, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(full + decisions):
         began = time.process_time()
         state = policy.act(step, state).state
         spent.append(time.process_time() - began)
-    return nbytes(state) / rows, statistics.median(spent[decisions // 2 :])
+    torch.set_num_threads(threads)
+    return nbytes(state) / rows, statistics.median(spent[full:])
 
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:

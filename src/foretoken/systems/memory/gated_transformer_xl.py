@@ -108,8 +108,9 @@ def claim() -> Claim:
     """Acceptance experiment: T-mazes of 2 to 30 steps, 128,000 steps of experience, 200 episodes of evaluation, three seeds.
 
     Cheaper than its page: corridors are shorter and of mixed length, width is 32 instead of 64, seeds are three instead of five
-    (so all of them must succeed), the reordered variant and the reactive cart-pole are left out. The LSTM has as many
-    parameters; without memory is the gated network with its attention replaced by a scale per feature.
+    (so all of them must succeed), the reordered variant and the reactive cart-pole are left out. The LSTM has 1.2
+    times GTrXL's parameters, the Transformer-XL without gates 0.44 times; without memory is the gated network with its attention
+    replaced by a scale per feature.
     """
     run = cpu()
 

@@ -156,6 +156,7 @@ def claim() -> Claim:
     for against a low limit. Two returns are asked for at limits 10, 20 and 40: the data's best, which was earned at a cost of 80,
     and one far beyond it. The same without pairs and with a deterministic head is Decision Transformer with both tokens; BC-safe
     clones only the trajectories that cost no more than a limit, anew for each. 20 episodes each, three seeds, width 64.
+    Cheaper than the page: 3,000 updates instead of 12,000.
     """
     base = cpu()
     training = base.training.replace(optimiser=base.training.optimiser.replace(parts=()))

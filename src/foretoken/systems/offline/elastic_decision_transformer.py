@@ -134,9 +134,9 @@ def claim() -> Claim:
     the goal begin. Lengths of histories are compared where windows are full, within two steps of it and elsewhere.
 
     This is the fallback of the acceptance test, which asked for 10 points more success in the maze than with a fixed length.
-    Tuning on one seed had shown that there is no such gap: a Decision Transformer stitches these segments always, and so does
-    this model with K steps and its own estimates. Success is measured none the less: of the search, of K steps asked for the
-    goal (as a Decision Transformer acts), of K steps and of one with estimates, and of a Decision Transformer.
+    Tuning on one seed had shown that there is no such gap, as a Decision Transformer stitches these segments always. Success is
+    measured none the less: of the search, of K steps asked for the goal (as a Decision Transformer acts), of K steps and of one
+    with estimates, and of a Decision Transformer.
     """
     run = cpu()
     maze = run.replace(
