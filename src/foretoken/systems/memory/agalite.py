@@ -128,25 +128,25 @@ def claim() -> Claim:
 
 def figures(run: Run) -> Mapping[str, float]:
     """Of one run: the share of episodes won; at width 64, bytes of state per environment, milliseconds to decide for 128, and
-    that time as a share of GTrXL-64's, taken by turns, so that what else the machine does falls on both.
+    that time as a share of GTrXL's with windows of 64, 128 and 256, by turns, so that what else the machine does falls on all.
     """
     won = [bool(record.success) for record in run.evaluations()[-1].records]
-    own, other = (
-        arm.system.replace(backbone=arm.system.backbone.replace(width=64)).build(run.spec).eval()  # type: ignore[attr-defined]
-        for arm in (run.experiment, claim().arms["gtrxl-64"])
-    )
-    sizes, seconds = zip(*costs([own, other], rows=128), strict=True)
+    system = run.experiment.system
+    assert isinstance(system, RecurrentPPOConfig)
+    wide = system.replace(backbone=system.backbone.replace(width=64))
+    others = {memory: with_mixer(wide, TransformerXLConfig(num_heads=2, memory=memory)) for memory in (64, 128, 256)}
+    own, *found = costs([config.build(run.spec).eval() for config in (wide, *others.values())], rows=128)
     return {
         "success": sum(won) / len(won),
-        "state bytes": sizes[0],
-        "milliseconds": 1e3 * seconds[0],
-        "share of gtrxl-64's time": seconds[0] / seconds[1],
+        "state bytes": own[0],
+        "milliseconds": 1e3 * own[1],
+        **{f"share of gtrxl-{memory}'s time": own[1] / each[1] for memory, each in zip(others, found, strict=True)},
     }
 
 
 @torch.no_grad()
 def costs(
-    methods: Sequence[RecurrentPPO], rows: int, full: int = 64, decisions: int = 100
+    methods: Sequence[RecurrentPPO], rows: int, full: int = 256, decisions: int = 100
 ) -> list[tuple[float, float]]:
     """Of each method: bytes of state per row, and the median seconds of a decision.
 
