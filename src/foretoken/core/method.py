@@ -1,13 +1,14 @@
 """The contracts of learning and acting: Method, Objective, Policy, Condition, Source."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from foretoken.core.batch import Batch, Decision, Loss, Step
+from foretoken.core.exhibit import Exhibit
 from foretoken.core.spec import Spec, Window
 from foretoken.core.state import State
 from foretoken.core.store import EpisodeStore
@@ -59,7 +60,10 @@ class Method(nn.Module, ABC):
     def loss(self, *batches: Batch) -> Loss: ...
 
     def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
-        """Before a stage's first gradient: normalisers, bins, clusters, indexes, from the stores by part ({} when data are generated)."""
+        """Before a stage's first gradient: normalisers, bins, clusters, indexes, from the stores by part ({} when data are generated).
+
+        What weights are trained for stays as the first stage, or the run they come from, found it: see `foretoken.nn.fitted`.
+        """
 
     def annotate(self, batch: Batch) -> Batch:
         """Once per piece of experience, without gradient: advantages, learned rewards."""
@@ -70,6 +74,18 @@ class Method(nn.Module, ABC):
 
     def after_update(self, objective: str, notes: Mapping[str, Tensor]) -> None:
         """After an objective's optimiser step, with the notes of its losses summed over micro-batches and processes."""
+
+    def exhibits(self, episodes: Sequence[Batch]) -> Sequence[Exhibit]:
+        """What there is to see of episodes that its policy played, for a report: plans, imagined steps, attention, ...
+
+        Called in evaluation mode and without gradients; must change nothing and draw no random numbers but from `seed`.
+
+        Args:
+            episodes: one to four, each a Batch of one row (1, T + 1, ...) with observation, action, reward, terminated,
+                truncated, timestep and the masks; its last step is the final observation. `seed` (1, T + 1) int64 is what the
+                policy was given at each step, `context` a mapping of what the episode was begun with. Long ones are cut.
+        """
+        return ()
 
 
 class Condition(nn.Module, ABC):
@@ -96,7 +112,7 @@ class Condition(nn.Module, ABC):
         return (self,)
 
     def fit(self, stores: Mapping[str, EpisodeStore]) -> None:
-        """Before a stage's first gradient: scales and the like, from the stores ({} when data are generated)."""
+        """Before a stage's first gradient: scales and the like, from the stores ({} when data are generated), once."""
 
     @abstractmethod
     def hindsight(self, batch: Batch) -> Tensor:

@@ -37,6 +37,18 @@ def seed_means(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str
     }
 
 
+def mode_distance(mode: Sequence[int], counts: Sequence[bool], shares: Sequence[float]) -> float:
+    """Total variation between the modes that N episodes chose and those that were shown.
+
+    Args:
+        mode: (N,) numbers below M.
+        counts: (N,) episodes that do not count took a mode that nobody showed.
+        shares: (M,) the parts of what was shown, with sum 1.
+    """
+    chosen = np.bincount(np.asarray(mode)[np.asarray(counts, bool)], minlength=len(shares)) / len(mode)
+    return float(np.abs(chosen - shares).sum() + 1 - chosen.sum()) / 2
+
+
 def standard_error(*samples: Sequence[float] | np.ndarray) -> float:
     """Of a mean, or of the sum or difference of the means of independent samples; NaN where one has fewer than two values."""
     if min(map(len, samples)) < 2:

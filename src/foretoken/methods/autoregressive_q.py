@@ -36,6 +36,7 @@ from foretoken.core.state import State
 from foretoken.core.store import EpisodeStore, joint_statistics
 from foretoken.methods import history
 from foretoken.nn.embed.observations import ObservationConfig
+from foretoken.nn.fitted import Fitted, once
 from foretoken.nn.heads.base import Prediction
 from foretoken.nn.heads.value import ScalarValueConfig, ValueHeadConfig, ValuePrediction
 from foretoken.nn.stack import StackConfig
@@ -184,7 +185,7 @@ class Greedy(Prediction):
 
 
 @configures(AutoregressiveQConfig)
-class AutoregressiveQ(Method):
+class AutoregressiveQ(Fitted, Method):
     """See the module. A window teaches its first scored step; the steps after it tell its successor and what was earned from it.
 
     So the Monte-Carlo bound needs no column of the store: the shift and the discount are this method's, and such a column, added
@@ -207,8 +208,11 @@ class AutoregressiveQ(Method):
         self.window = Window(length=back + 1 + ahead, back=back, columns=tuple(columns), final=ahead > 0)
 
     def fit(self, stores: Mapping[str, EpisodeStore], stage: str) -> None:
-        if not stores:
-            return
+        if stores:
+            self._fit(stores)
+
+    @once
+    def _fit(self, stores: Mapping[str, EpisodeStore]) -> None:
         self.values.embed_observation.fit(joint_statistics(stores, "observation"))
         self.actions.fit(stores)
         if isinstance(self.config.objective, QLearningConfig):

@@ -3,6 +3,7 @@
 They run on small random stores; recorded episodes are played through the policy, so that no environment is needed.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from foretoken.core import random
 from foretoken.core.batch import Batch, Loss, Step
 from foretoken.core.config import Config
+from foretoken.core.errors import DataError
 from foretoken.core.method import Context, Method, Objective
 from foretoken.core.spec import Spec, Window
 from foretoken.core.state import write_rows
@@ -404,6 +406,35 @@ def nothing_hidden_changes(trial: Trial) -> None:
     )
 
 
+def exhibits_are_plain(trial: Trial) -> None:
+    """What a method shows of episodes is plain data, the same when asked again, and asking changes nothing."""
+    method = trial.acting_method()
+    if type(method).exhibits is Method.exhibits:
+        return
+    episodes = [_whole(trial, number) for number in range(min(4, trial.store.num_episodes))]
+    before, drawn = _attributes(method) | _freeze(method.state_dict()), torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            once, again = ([one.to_json() for one in method.exhibits(episodes)] for _ in range(2))
+    except DataError:
+        return  # these episodes do not serve, which is told
+    require(json.loads(json.dumps(once, allow_nan=False)) == again, "exhibits are plain and repeat", trial.sizes)
+    after = _attributes(method) | _freeze(method.state_dict())
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    require(not changed, "exhibits change nothing", f"{changed} ({trial.sizes})")
+    require(bool((torch.get_rng_state() == drawn).all()), "exhibits draw by the episodes' seeds alone", trial.sizes)
+
+
+def _whole(trial: Trial, number: int) -> Batch:
+    """A recorded episode as `Method.exhibits` is given it."""
+    store = trial.store
+    at = store.episodes["start"][number] + np.arange(store.episodes["length"][number] + 1)
+    names = ("observation", "action", "reward", "terminated", "truncated")
+    found = store.gather(at[None], (*names, "timestep", "valid", "first", "final"))
+    seed, scored = random.split(torch.full_like(found.timestep, number), found.timestep), found.valid & ~found.final
+    return found.replace(seed=seed, scored=scored, fresh=found.first, context=trial.asked(np.array([number]), store))
+
+
 def _attributes(method: Method) -> dict[str, Any]:
     return {
         f"{path}.{name}".strip("."): _freeze(value)
@@ -426,10 +457,24 @@ def _freeze(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | Config | type(None)) else id(value)
 
 
+def first_fit_stays(trial: Trial) -> None:
+    """What weights are trained for is not measured anew: a later stage may have other data."""
+    method = trial.build()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.fit(
+        {name: random_store(store.spec, seed=trial.seed + 1, rich=True) for name, store in trial.stores.items()}, "main"
+    )
+    for name, value in method.state_dict().items():
+        same = torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True)
+        require(same, "the first fit stays", f"fitted to other data, {name} changed; see nn/fitted.py ({trial.sizes})")
+
+
 LAWS: dict[str, Callable[[Trial], None]] = {
     law.__name__: law
     for law in (
         acting_is_forward, rows_are_independent, tracing_changes_nothing, state_keeps_its_shape, padding_is_unseen,
-        loss_adds_up, updates_lower_the_loss,        same_seed_same_weights, weights_are_the_policy, nothing_hidden_changes,
+        loss_adds_up, updates_lower_the_loss, same_seed_same_weights, weights_are_the_policy, nothing_hidden_changes,
+        exhibits_are_plain,
+        first_fit_stays,
     )
 }  # fmt: skip

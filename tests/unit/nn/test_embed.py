@@ -56,7 +56,7 @@ def test_standardise() -> None:
     torch.testing.assert_close(layer(x), x)
     layer.fit(Statistics(9, np.array([1.0, 7.0]), np.array([2.0, 0.0]), np.zeros(2), np.ones(2)))
     torch.testing.assert_close(layer(x), torch.tensor([[1.0, 0.0]]))
-    assert set(layer.state_dict()) == {"mean", "std"}
+    assert set(layer.state_dict()) == {"mean", "std", "fitted"}
 
 
 def test_actions_are_scaled_by_bounds_or_by_data() -> None:

@@ -1,5 +1,7 @@
 """Behavior Transformer: what it reads, what it remembers, and its claim's verdict."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,8 +62,10 @@ def results(routes):
 
 
 def test_route_distance() -> None:
-    assert bet.route_distance(results([0] * 4 + [1] * 3 + [2] * 2 + [3])) == pytest.approx(0)
+    assert bet.route_distance(results([0] * 4 + [3] * 3 + [2] * 2 + [1])) == pytest.approx(0)
     assert bet.route_distance(results([0] * 5 + [-1] * 5)) == pytest.approx(0.6)
+    lost = [replace(one, success=False) for one in results([0] * 4 + [3] * 3 + [2] * 2 + [1])]
+    assert bet.route_distance(lost) == 1
     assert bet.route_distance(results([-1, -1])) == 1
     assert bet.success(results([0, 1, -1, -1])) == 0.5
 

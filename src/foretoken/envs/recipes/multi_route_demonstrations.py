@@ -29,7 +29,7 @@ class MultiRouteDemonstrations(RecipeConfig):
     shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     slowest: float = 0.5
     fastest: float = 0.8
-    noise: float = 0.2
+    noise: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from foretoken.core.method import Condition, Context
 from foretoken.core.state import State
 from foretoken.core.store import EpisodeStore
 from foretoken.methods.conditions.base import ScaledConfig
+from foretoken.nn.fitted import Fitted, once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class PreviousRewardConfig(ScaledConfig):
 
 
 @configures(PreviousRewardConfig)
-class PreviousReward(Condition):
+class PreviousReward(Fitted, Condition):
     """`r_(t-1)` over a scale, zero where an episode begins (Laskin et al. 2023, arXiv 2210.14215: the stream s a r)."""
 
     width, looks_back = 1, True
@@ -38,8 +39,12 @@ class PreviousReward(Condition):
     def fit(self, stores: Mapping[str, EpisodeStore]) -> None:
         """Takes the scale from the data where the config leaves it open."""
         if self.config.scale == 0 and stores:
-            found = [store.statistics("reward")[""] for store in stores.values()]
-            self.scale.fill_(max(max(abs(float(part.low)), abs(float(part.high))) for part in found) or 1.0)
+            self._fit_scale(stores)
+
+    @once
+    def _fit_scale(self, stores: Mapping[str, EpisodeStore]) -> None:
+        found = [store.statistics("reward")[""] for store in stores.values()]
+        self.scale.fill_(max(max(abs(float(part.low)), abs(float(part.high))) for part in found) or 1.0)
 
     def hindsight(self, batch: Batch) -> Tensor:
         before = torch.cat((torch.zeros_like(batch.reward[:, :1]), batch.reward[:, :-1]), dim=1)

@@ -11,9 +11,10 @@ from foretoken.core.errors import ConfigError
 from foretoken.core.method import Condition, Context
 from foretoken.core.state import State
 from foretoken.core.store import EpisodeStore
+from foretoken.nn.fitted import Fitted, once
 
 
-class ToGo(Condition):
+class ToGo(Fitted, Condition):
     """`G_t = sum of x_t .. x_T`, undiscounted, over a scale. Abstract: what x is, the subclass says.
 
     Args:
@@ -35,7 +36,11 @@ class ToGo(Condition):
     def fit(self, stores: Mapping[str, EpisodeStore]) -> None:
         """Takes the scale from the data where the config leaves it open."""
         if self.fits and stores:
-            self.scale.fill_(max(self._largest(store) for store in stores.values()) or 1.0)
+            self._fit_scale(stores)
+
+    @once
+    def _fit_scale(self, stores: Mapping[str, EpisodeStore]) -> None:
+        self.scale.fill_(max(self._largest(store) for store in stores.values()) or 1.0)
 
     def _largest(self, store: EpisodeStore) -> float:
         """The largest |sum| over an episode."""

@@ -1,13 +1,14 @@
 """Standardising inputs by statistics of the data, kept as buffers so that a checkpoint is a whole policy."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foretoken.core.spec import Box
 from foretoken.core.store import Statistics
+from foretoken.nn.fitted import Fitted, once
 
 
-class Standardise(nn.Module):
+class Standardise(Fitted):
     """`(x - mean) / (std + 1e-6)`, entry by entry; the identity until `fit` was called. Constant entries pass centred."""
 
     mean: Tensor
@@ -18,6 +19,7 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
 
+    @once
     def fit(self, statistics: Statistics) -> None:
         std = torch.as_tensor(statistics.std)
         self.mean.copy_(torch.as_tensor(statistics.mean))
@@ -27,7 +29,7 @@ class Standardise(nn.Module):
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
 
-class ActionScale(nn.Module):
+class ActionScale(Fitted):
     """Maps a Box of actions onto [-1, 1] and back: by its bounds, or by the data's range where a bound is infinite."""
 
     middle: Tensor
@@ -51,6 +53,7 @@ class ActionScale(nn.Module):
         self.middle.copy_((low + high) / 2)
         self.radius.copy_(((high - low) / 2).clamp(min=1e-6))
 
+    @once
     def fit(self, statistics: Statistics) -> None:
         """Takes the data's range where a bound is infinite; finite bounds stay."""
         (low, high), data = self._bounds(), (torch.as_tensor(statistics.low), torch.as_tensor(statistics.high))

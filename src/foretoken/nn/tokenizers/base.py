@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foretoken.core.config import Config
 from foretoken.core.errors import ConfigError, DataError
+from foretoken.nn.fitted import Fitted
 
 
-class Tokenizer(nn.Module, ABC):
+class Tokenizer(Fitted, ABC):
     """Abstract; constructed as `Owner(config, box)` for values that are the D = box.size numbers of a Box, as a vector.
 
     What is learned from data lies in buffers. Leading shapes are free: N stands for any.
@@ -31,7 +32,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def fit(self, values_ND: Tensor) -> None:
-        """Learns from values (N, D), without gradient. Fitting anew changes what tokens mean."""
+        """Learns from values (N, D), without gradient, once: fitting anew would change what tokens mean."""
 
     @abstractmethod
     def encode(self, values_ND: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.spec import Box
+from foretoken.nn.fitted import once
 from foretoken.nn.tokenizers.base import Tokenizer, TokenizerConfig
 
 
@@ -57,6 +58,7 @@ class KMeans(Tokenizer):
         self.register_buffer("is_given", torch.ones(config.clusters, dtype=torch.bool))
         self.register_buffer("bound", torch.full((box.size,), torch.nan))
 
+    @once
     @torch.no_grad()
     def fit(self, values_ND: Tensor) -> None:
         if values_ND.dim() != 2 or values_ND.shape[1] != len(self.bound) or not len(values_ND):

@@ -13,6 +13,7 @@ from torch import Tensor
 from foretoken.core.config import configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.spec import Box
+from foretoken.nn.fitted import once
 from foretoken.nn.tokenizers.base import Bins, BinsConfig
 
 
@@ -55,6 +56,7 @@ class MuLaw(Bins):
         self.centres.copy_(centres.expand(box.size, -1))
         self.bound.copy_(torch.maximum(centres - ends[:-1], ends[1:] - centres).max().expand(box.size))
 
+    @once
     def fit(self, values_ND: Tensor) -> None:
         self._check_data(values_ND)
         values = values_ND.detach().to(self.centres)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foretoken.core.config import configures
 from foretoken.core.spec import Box
+from foretoken.nn.fitted import once
 from foretoken.nn.tokenizers.base import Bins, BinsConfig
 
 
@@ -33,6 +34,7 @@ class Quantile(Bins):
     def __init__(self, config: QuantileConfig, box: Box) -> None:
         super().__init__(box.size, config.bins)
 
+    @once
     def fit(self, values_ND: Tensor) -> None:
         self._check_data(values_ND)
         columns = values_ND.detach().to(self.edges.dtype).cpu().numpy().T

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from foretoken.core.config import configures
 from foretoken.core.spec import Box
+from foretoken.nn.fitted import once
 from foretoken.nn.tokenizers.base import Bins, BinsConfig
 
 
@@ -27,6 +28,7 @@ class Uniform(Bins):
         if bool((self._low.isfinite() & self._high.isfinite()).all()):
             self._place(self._low, self._high)
 
+    @once
     def fit(self, values_ND: Tensor) -> None:
         """Takes the data's range where a bound is infinite; finite bounds stay. The data's lowest and highest rows suffice."""
         self._check_data(values_ND)

@@ -11,20 +11,14 @@ code; sizes and horizons of Dark Room are those of corl-team/ad-eps. The method 
 
 from collections.abc import Mapping
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.envs.learners import QLearning
 from foretoken.envs.recipes.learning_histories import LearningHistories
-from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.in_context import early_and_late, reference_returns, returns_by_episode
 from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run
-from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
-from foretoken.methods.conditions.previous_reward import PreviousRewardConfig
 from foretoken.nn.heads.base import BySpaceConfig
-from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.stack import uniform_stack
-from foretoken.training.loop import Training
-from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
 
 CARD = Card(
@@ -47,79 +41,27 @@ CARD = Card(
 
 def paper() -> Experiment:
     """Dark Room 9 x 9 as in corl-team/ad-eps: 65 tasks, windows of 80 steps, 4 layers of width 512; histories by Q-learning."""
-    return Experiment(
-        system=ConditionedCloningConfig(
-            context=84,  # four episodes of 20 steps and their final observations
-            backbone=uniform_stack(
-                AttentionConfig(num_heads=4, positions="rotary", dropout=0.5), 512, 4, dropout=0.1, activation="gelu"
-            ),
-            condition=PreviousRewardConfig(),
-            time=None,
-            dropout=0.3,
-            anchor="full",
-            across="history",
-        ),
-        source=Offline(
-            recipe=LearningHistories(
-                environment="foretoken/DarkRoom-v0", learner=QLearning(episodes=200), tasks=65, streams=8, episodes=200
-            ),
-            held_out=0.0,
-        ),
-        training=Training(
-            updates=300_000,
-            batch_size=512,
-            optimiser=AdamW(lr=3e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup=30_000, schedule="cosine"),
-            evaluate_every=30_000,
-        ),
-        evaluation=Evaluation(episodes=16, trial=100, tasks="held-out"),
+    recipe = LearningHistories(
+        environment="foretoken/DarkRoom-v0", learner=QLearning(episodes=200), tasks=65, streams=8, episodes=200
     )
+    return presets.histories(Offline(recipe=recipe, held_out=0.0))
 
 
 def cpu() -> Experiment:
-    """Some minutes on two cores: Dark Room 7 x 7, one token a step, windows of four episodes; every 16th episode of a history,
-    so that within 20 episodes of its own it goes through what took the source 150.
-
-    Without dropout it knows the trained goals only; as dropout leaves it too unsure, actions are drawn at a lower temperature.
+    """Some minutes on two cores: Dark Room 7 x 7; every 16th episode of a history, so that within 20 episodes of its own it goes
+    through what took the source 150. As dropout leaves it unsure, actions are drawn at a lower temperature.
     """
-    run = paper()
-    return run.replace(
-        system=run.system.replace(
-            context=64,
-            backbone=uniform_stack(
-                AttentionConfig(num_heads=4, positions="rotary"), 64, 2, dropout=0.2, activation="gelu"
-            ).replace(init_std=64**-0.5),
-            dropout=0.2,
-            layout="transition",
-            head=BySpaceConfig(temperature=0.7),
-        ),
-        source=run.source.replace(
-            recipe=LearningHistories(
-                environment="foretoken/DarkRoom-7x7-v0", learner=QLearning(episodes=150), streams=64, keep_every=16
-            )
-        ),
-        training=run.training.replace(
-            updates=2_500,
-            batch_size=32,
-            threads=1,
-            optimiser=AdamW(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=200, schedule="cosine"),
-            evaluate_every=1_250,
-        ),
-        evaluation=Evaluation(episodes=10, trial=20, tasks="held-out"),
+    recipe = LearningHistories(
+        environment="foretoken/DarkRoom-7x7-v0", learner=QLearning(episodes=150), streams=64, keep_every=16
     )
+    source, head = Offline(recipe=recipe, held_out=0.0), BySpaceConfig(temperature=0.7)
+    return presets.small_histories(paper(), source, updates=2_500, dropout=0.2, head=head)
 
 
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
-    run = cpu()
-    backbone = uniform_stack(AttentionConfig(num_heads=2, positions="rotary"), 16, 2)
-    return run.replace(
-        system=run.system.replace(context=6, backbone=backbone),
-        source=run.source.replace(
-            recipe=LearningHistories(tasks=4, streams=1, episodes=6, learner=QLearning(episodes=6))
-        ),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=2, trial=2, tasks="held-out", max_steps=5),
-    )
+    recipe = LearningHistories(tasks=4, streams=1, episodes=6, learner=QLearning(episodes=6))
+    return presets.smoke_histories(cpu(), Offline(recipe=recipe, held_out=0.0))
 
 
 def claim() -> Claim:

@@ -12,20 +12,14 @@ ICML 2024, arXiv 2312.12275; official code corl-team/ad-eps. The method is `fore
 from collections.abc import Mapping
 from typing import Literal
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.envs.learners import Noisy
 from foretoken.envs.recipes.noise_curriculum import NoiseCurriculum
-from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.in_context import early_and_late, reference_returns, returns_by_episode
 from foretoken.evaluation.statistics import seed_means
 from foretoken.experiment import Claim, Experiment, Run
-from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
-from foretoken.methods.conditions.previous_reward import PreviousRewardConfig
 from foretoken.nn.heads.base import BySpaceConfig
-from foretoken.nn.mixers.attention import AttentionConfig
-from foretoken.nn.stack import uniform_stack
-from foretoken.training.loop import Training
-from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
 
 CARD = Card(
@@ -50,76 +44,27 @@ CARD = Card(
 
 def paper() -> Experiment:
     """Dark Room 9 x 9 of the official code: 65 goals, one history of 20,000 episodes each, windows of 80 steps."""
-    return Experiment(
-        system=ConditionedCloningConfig(
-            context=84,  # four episodes of 20 steps and their final observations
-            backbone=uniform_stack(
-                AttentionConfig(num_heads=4, positions="rotary", dropout=0.5), 512, 4, dropout=0.1, activation="gelu"
-            ),
-            condition=PreviousRewardConfig(),
-            time=None,
-            dropout=0.3,
-            anchor="full",
-            across="history",
-            acting="mode",
-        ),
-        source=Offline(
-            recipe=NoiseCurriculum(environment="foretoken/DarkRoom-v0", tasks=65, episodes=20_000), held_out=0.0
-        ),
-        training=Training(
-            updates=300_000,
-            batch_size=512,
-            optimiser=AdamW(lr=3e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup=30_000, schedule="cosine"),
-            evaluate_every=30_000,
-        ),
-        evaluation=Evaluation(episodes=16, trial=100, tasks="held-out"),
-    )
+    recipe = NoiseCurriculum(environment="foretoken/DarkRoom-v0", tasks=65, episodes=20_000)
+    run = presets.histories(Offline(recipe=recipe, held_out=0.0))
+    return run.replace(system=run.system.replace(acting="mode"))
 
 
 def cpu() -> Experiment:
     """Some minutes on two cores: Dark Room 7 x 7, a demonstrator with at least 60 % noise, every twentieth episode of 400.
 
     Actions are drawn at a low temperature: the likeliest ones, as published, repeat the first episode for ever on a network so
-    small. Without dropout it knows the trained goals only.
+    small.
     """
-    run = paper()
-    return run.replace(
-        system=run.system.replace(
-            context=64,
-            backbone=uniform_stack(
-                AttentionConfig(num_heads=4, positions="rotary"), 64, 2, dropout=0.2, activation="gelu"
-            ).replace(init_std=64**-0.5),
-            dropout=0.1,
-            layout="transition",
-            acting="sample",
-            head=BySpaceConfig(temperature=0.4),
-        ),
-        source=run.source.replace(
-            recipe=NoiseCurriculum(
-                environment="foretoken/DarkRoom-7x7-v0", tasks=39, streams=16, episodes=400, keep_every=20, floor=0.6
-            )
-        ),
-        training=run.training.replace(
-            updates=2_000,
-            batch_size=32,
-            threads=1,
-            optimiser=AdamW(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=200, schedule="cosine"),
-            evaluate_every=1_000,
-        ),
-        evaluation=Evaluation(episodes=10, trial=20, tasks="held-out"),
+    recipe = NoiseCurriculum(
+        environment="foretoken/DarkRoom-7x7-v0", tasks=39, streams=16, episodes=400, keep_every=20, floor=0.6
     )
+    drawn = {"acting": "sample", "head": BySpaceConfig(temperature=0.4)}
+    return presets.small_histories(paper(), Offline(recipe=recipe, held_out=0.0), updates=2_000, dropout=0.1, **drawn)
 
 
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
-    run = cpu()
-    backbone = uniform_stack(AttentionConfig(num_heads=2, positions="rotary"), 16, 2)
-    return run.replace(
-        system=run.system.replace(context=6, backbone=backbone),
-        source=run.source.replace(recipe=NoiseCurriculum(tasks=4, episodes=6)),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=2, trial=2, tasks="held-out", max_steps=5),
-    )
+    return presets.smoke_histories(cpu(), Offline(recipe=NoiseCurriculum(tasks=4, episodes=6), held_out=0.0))
 
 
 def claim() -> Claim:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.core.method import Method, Source
 from foretoken.evaluation.evaluate import Evaluation
@@ -68,23 +69,15 @@ def paper() -> Experiment:
 
     Targets of the official code are 1, 2, 10 and 20 times 3600 for hopper, 12000 for halfcheetah and 5000 for walker2d.
     """
-    return Experiment(
-        system=ConditionedCloningConfig(
+    run = presets.locomotion(
+        ConditionedCloningConfig(
             context=8,
             backbone=metaformer(256, 3, ConvConfig()),
             condition=ReturnToGoConfig(scale=1000.0),
             time=EpisodeTimeConfig(max_steps=1000),
-        ),
-        source=Offline(store="stores/hopper-medium-v2", held_out=0.0),
-        training=Training(
-            updates=100_000,
-            batch_size=64,
-            optimiser=AdamW(lr=1e-4, weight_decay=1e-4, warmup=10_000),
-            clip=0.25,
-            evaluate_every=10_000,
-        ),
-        evaluation=Evaluation(episodes=100, targets=(3600.0, 7200.0, 36000.0, 72000.0)),
+        )
     )
+    return run.replace(evaluation=run.evaluation.replace(targets=(3600.0, 7200.0, 36000.0, 72000.0)))
 
 
 def paper_atari() -> Experiment:
@@ -107,15 +100,7 @@ def paper_atari() -> Experiment:
         training=run.training.replace(
             updates=39_062,
             batch_size=128,
-            optimiser=AdamW(
-                lr=6e-4,
-                betas=(0.9, 0.95),
-                weight_decay=0.1,
-                decay="matrices",
-                warmup=10,
-                schedule="cosine",
-                final_lr=0.1,
-            ),
+            optimiser=presets.ATARI.replace(warmup=10),
             clip=1.0,
         ),
         evaluation=Evaluation(episodes=10),
@@ -124,23 +109,13 @@ def paper_atari() -> Experiment:
 
 def cpu() -> Experiment:
     """A few minutes on two cores, on the embedded data or any other: narrower, and no dropout, which learns faster."""
-    run = paper()
-    return run.replace(
-        system=run.system.replace(
+    return presets.embedded(
+        paper().system.replace(
             backbone=metaformer(64, 3, ConvConfig(), dropout=0.0),
             dropout=0.0,
             condition=ReturnToGoConfig(),
             time=EpisodeTimeConfig(init_std=0.05),  # at 1, noise of the steps hides the return for thousands of updates
-        ),
-        source=Offline(store="hopper-mixed"),
-        training=run.training.replace(
-            updates=5_000,
-            batch_size=128,
-            threads=1,
-            optimiser=AdamW(lr=2e-3, weight_decay=1e-4, warmup=500, schedule="cosine"),
-            evaluate_every=2_500,
-        ),
-        evaluation=Evaluation(episodes=5),
+        )
     )
 
 
@@ -154,11 +129,7 @@ def hybrid() -> Experiment:
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
-    return run.replace(
-        system=run.system.replace(context=4, backbone=metaformer(16, 2, ConvConfig(), dropout=0.0)),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=1, max_steps=20),
-    )
+    return presets.smoke(run, run.system.replace(context=4, backbone=metaformer(16, 2, ConvConfig(), dropout=0.0)))
 
 
 BEYOND = 940.0  # three times the best return of the claim's data

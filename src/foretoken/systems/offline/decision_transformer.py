@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.statistics import spearman, standard_error
@@ -21,7 +22,6 @@ from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.nn.embed.observations import ObservationConfig
 from foretoken.nn.embed.time import EpisodeTimeConfig, WindowTimeConfig
 from foretoken.nn.stack import gpt
-from foretoken.training.loop import Training
 from foretoken.training.optim import AdamW
 from foretoken.training.sources import Offline
 
@@ -48,22 +48,13 @@ def paper() -> Experiment:
 
     Targets of the paper: hopper 3600 and 1800, halfcheetah 12000 and 6000, walker2d 5000 and 2500; context 5 for reacher.
     """
-    return Experiment(
-        system=ConditionedCloningConfig(
+    return presets.locomotion(
+        ConditionedCloningConfig(
             context=20,
             backbone=gpt(128, 3, 1, dropout=0.1, activation="relu"),
             condition=ReturnToGoConfig(scale=1000.0),
             time=EpisodeTimeConfig(max_steps=1000),
-        ),
-        source=Offline(store="stores/hopper-medium-v2", held_out=0.0),
-        training=Training(
-            updates=100_000,
-            batch_size=64,
-            optimiser=AdamW(lr=1e-4, weight_decay=1e-4, warmup=10_000),
-            clip=0.25,
-            evaluate_every=10_000,
-        ),
-        evaluation=Evaluation(episodes=100),
+        )
     )
 
 
@@ -84,15 +75,7 @@ def paper_atari() -> Experiment:
         training=run.training.replace(
             updates=19_531,
             batch_size=128,
-            optimiser=AdamW(
-                lr=6e-4,
-                betas=(0.9, 0.95),
-                weight_decay=0.1,
-                decay="matrices",
-                warmup=3,  # 10,240 tokens of actions
-                schedule="cosine",
-                final_lr=0.1,
-            ),
+            optimiser=presets.ATARI.replace(warmup=3),  # 10,240 tokens of actions
             clip=1.0,
         ),
         evaluation=Evaluation(episodes=10),
@@ -101,35 +84,21 @@ def paper_atari() -> Experiment:
 
 def cpu() -> Experiment:
     """A few minutes on two cores, on the embedded data or any other: narrower, a shorter context, and no dropout, which learns faster."""
-    run = paper()
-    return run.replace(
-        system=run.system.replace(
+    return presets.embedded(
+        paper().system.replace(
             context=5,
             backbone=gpt(64, 3, 1, activation="relu"),
             dropout=0.0,
             condition=ReturnToGoConfig(),
             time=EpisodeTimeConfig(init_std=0.05),  # at 1, noise of the steps hides the return for thousands of updates
-        ),
-        source=Offline(store="hopper-mixed"),
-        training=run.training.replace(
-            updates=5_000,
-            batch_size=128,
-            threads=1,  # beside a simulator, and on a busy machine, one thread is faster than two
-            optimiser=AdamW(lr=2e-3, weight_decay=1e-4, warmup=500, schedule="cosine"),
-            evaluate_every=2_500,
-        ),
-        evaluation=Evaluation(episodes=5),
+        )
     )
 
 
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
-    return run.replace(
-        system=run.system.replace(context=4, backbone=gpt(16, 1, 1, dropout=0.1, activation="relu")),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=1, max_steps=20),
-    )
+    return presets.smoke(run, run.system.replace(context=4, backbone=gpt(16, 1, 1, dropout=0.1, activation="relu")))
 
 
 def claim() -> Claim:

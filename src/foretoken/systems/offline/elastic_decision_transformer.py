@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.core.method import Method
 from foretoken.core.spec import Spec
@@ -120,11 +121,7 @@ def cpu() -> Experiment:
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
-    return run.replace(
-        system=run.system.replace(context=4, backbone=post_norm(16, 1, 1, dropout=0.0)),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=1, max_steps=20),
-    )
+    return presets.smoke(run, run.system.replace(context=4, backbone=post_norm(16, 1, 1, dropout=0.0)))
 
 
 def claim() -> Claim:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.statistics import spearman, standard_error
@@ -25,9 +26,6 @@ from foretoken.nn.embed.time import EpisodeTimeConfig
 from foretoken.nn.mixers.attention import AttentionConfig
 from foretoken.nn.mixers.s5 import S5Config
 from foretoken.nn.stack import uniform_stack
-from foretoken.training.loop import Training
-from foretoken.training.optim import AdamW
-from foretoken.training.sources import Offline
 
 CARD = Card(
     key="dt-stream",
@@ -52,47 +50,27 @@ def banded(steps: int, heads: int, *, dropout: float = 0.1) -> AttentionConfig:
 
 def paper() -> Experiment:
     """Decision Transformer's published setting with a band of its 20 steps, trained on windows of 60; for hopper-medium-v2."""
-    return Experiment(
-        system=ConditionedCloningConfig(
+    return presets.locomotion(
+        ConditionedCloningConfig(
             context=60,
             backbone=uniform_stack(banded(20, 1), 128, 3, dropout=0.1),
             condition=ReturnToGoConfig(scale=1000.0),
             time=EpisodeTimeConfig(max_steps=1000),
             reading="stream",
-        ),
-        source=Offline(store="stores/hopper-medium-v2", held_out=0.0),
-        training=Training(
-            updates=100_000,
-            batch_size=64,
-            optimiser=AdamW(lr=1e-4, weight_decay=1e-4, warmup=10_000),
-            clip=0.25,
-            evaluate_every=10_000,
-        ),
-        evaluation=Evaluation(episodes=100),
+        )
     )
 
 
 def cpu() -> Experiment:
     """A few minutes on two cores, on the embedded data: a band of 5 steps, windows of 40, as many steps a batch as `dt cpu`."""
-    run = paper()
-    return run.replace(
-        system=run.system.replace(
-            context=40,
-            backbone=uniform_stack(banded(5, 1, dropout=0.0), 64, 3, dropout=0.0),
-            dropout=0.0,
-            condition=ReturnToGoConfig(),
-            time=EpisodeTimeConfig(init_std=0.05),
-        ),
-        source=Offline(store="hopper-mixed"),
-        training=run.training.replace(
-            updates=5_000,
-            batch_size=16,
-            threads=1,
-            optimiser=AdamW(lr=2e-3, weight_decay=1e-4, warmup=500, schedule="cosine"),
-            evaluate_every=2_500,
-        ),
-        evaluation=Evaluation(episodes=5),
+    system = paper().system.replace(
+        context=40,
+        backbone=uniform_stack(banded(5, 1, dropout=0.0), 64, 3, dropout=0.0),
+        dropout=0.0,
+        condition=ReturnToGoConfig(),
+        time=EpisodeTimeConfig(init_std=0.05),
     )
+    return presets.embedded(system, batch_size=16)
 
 
 def recurrent() -> Experiment:
@@ -104,10 +82,10 @@ def recurrent() -> Experiment:
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
-    return run.replace(
-        system=run.system.replace(context=6, backbone=uniform_stack(banded(2, 1, dropout=0.0), 16, 2, dropout=0.0)),
-        training=run.training.replace(updates=20, batch_size=4, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=1, max_steps=20),
+    return presets.smoke(
+        run,
+        run.system.replace(context=6, backbone=uniform_stack(banded(2, 1, dropout=0.0), 16, 2, dropout=0.0)),
+        batch_size=4,
     )
 
 

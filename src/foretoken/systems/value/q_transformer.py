@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.core.spec import Spec
 from foretoken.envs.recipes.noisy_maze import NoisyMaze
@@ -88,11 +89,7 @@ def cpu() -> Experiment:
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
-    return run.replace(
-        system=run.system.replace(backbone=gpt(16, 1, 1), objective=QLearningConfig(steps=2, horizon=4)),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=1, max_steps=20),
-    )
+    return presets.smoke(run, run.system.replace(backbone=gpt(16, 1, 1), objective=QLearningConfig(steps=2, horizon=4)))
 
 
 FEWEST = 24  # steps to the goal: 12 for 1.25 cells east from standing, 5 more for 1 cell north, 7 for 1.05 west, at top speed
