@@ -25,6 +25,8 @@ class MultiRouteDemonstrations(RecipeConfig):
         seed: draws the rest.
     """
 
+    version = 2  # steps of the world became longer
+
     episodes: int = 500
     shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     slowest: float = 0.5
