@@ -37,7 +37,9 @@ def seed_means(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str
     }
 
 
-def mode_distance(mode: Sequence[int], counts: Sequence[bool], shares: Sequence[float]) -> float:
+def mode_distance(
+    mode: Sequence[int] | np.ndarray, counts: Sequence[bool] | np.ndarray, shares: Sequence[float]
+) -> float:
     """Total variation between the modes that N episodes chose and those that were shown.
 
     Args:

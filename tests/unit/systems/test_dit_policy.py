@@ -4,16 +4,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
+from foretoken.core.batch import Step
+from foretoken.core.spec import Box, Spec
 from foretoken.data.windows import WindowSampler
 from foretoken.systems.imitation import dit_policy
 from foretoken.testing.agreement import perturb
 from foretoken.testing.stores import SPECS, random_store
 
 
-def fitted():
+def fitted(**changes):
     torch.manual_seed(0)
-    method, store = dit_policy.smoke().system.build(SPECS["continuous"]), random_store(SPECS["continuous"])
+    method = dit_policy.smoke().system.replace(**changes).build(SPECS["continuous"])
+    store = random_store(SPECS["continuous"])
     method.fit({"data": store}, "main")
     perturb(method, 0)
     return method.eval(), store
@@ -26,6 +30,23 @@ def test_no_past_action_is_read() -> None:
         want = method(batch).sample(seed)
         got = method(batch.replace(action=torch.randn_like(batch.action))).sample(seed)
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("execute", [1, 2])
+def test_decisions_do_not_depend_on_previous_actions(execute: int) -> None:
+    method, store = fitted(execute=execute)
+    rows, zeros = 3, torch.zeros(3)
+    no, generator = zeros.bool(), torch.Generator().manual_seed(0)
+    states = [method.policy.begin(rows, {}) for _ in range(2)]
+    for t in range(5):
+        seen = torch.randn(rows, 5, generator=generator)
+        before = torch.zeros(rows, 3), torch.randn(rows, 3, generator=generator)
+        told = (zeros, zeros, no | (t == 0), no, ~no, zeros.long() + t, torch.arange(rows) + 7 * t)
+        with torch.no_grad():
+            pair = [method.policy.act(Step(seen, a, *told), s) for a, s in zip(before, states, strict=True)]
+        assert torch.equal(pair[0].action, pair[1].action), t
+        states = [decision.state for decision in pair]
+    assert all(torch.equal(*pair) for pair in zip(*map(tree_leaves, states), strict=True)), "nor is one kept"
 
 
 def test_errors_are_summed_over_the_chunk() -> None:
@@ -44,8 +65,61 @@ def test_figures_of_a_perfect_run_and_of_one_that_takes_one_gate(monkeypatch: py
         records = [SimpleNamespace(success=arrived, route=route) for route in routes]
         return dit_policy.figures(SimpleNamespace(evaluations=lambda: [SimpleNamespace(records=records)]))
 
-    found = figures([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])
+    found = figures([0, 0, 0, 0, 3, 3, 3, 2, 2, 1])
     assert found["success"] == 1 and found["gates"] == 4 and abs(found["route distance"]) < 1e-9
     assert abs(figures([0] * 10)["route distance"] - 0.6) < 1e-9
-    lost = figures([0, 0, 0, 0, 1, 1, 1, 2, 2, 3], arrived=False)
+    lost = figures([0, 0, 0, 0, 3, 3, 3, 2, 2, 1], arrived=False)
     assert lost["success"] == 0 and lost["gates"] == 0 and abs(lost["route distance"] - 1) < 1e-9
+
+
+def test_speed_up_is_what_reading_anew_at_every_denoising_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks a second for each call of the encoder, and a tenth for each of the denoiser."""
+    clock = [0.0]
+    monkeypatch.setattr(dit_policy, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    spec = Spec(observation=Box(shape=(2,)), action=Box(shape=(2,), low=(-1.0,), high=(1.0,)))
+    for steps, schedule, want in (
+        (4, None, 1.0),
+        (4, dit_policy.paper().system.schedule, 4.4 / 1.4),
+        (2, ..., 2.2 / 1.2),
+    ):
+        changes = {} if schedule is ... else {"schedule": schedule}
+        method = dit_policy.smoke().system.replace(steps=steps, **changes).build(spec).eval()
+        for name, seconds in (("encode", 1.0), ("forward", 0.1)):
+            inner = getattr(method.network, name)
+
+            def timed(*given, inner=inner, seconds=seconds):
+                clock[0] += seconds
+                return inner(*given)
+
+            monkeypatch.setattr(method.network, name, timed)
+        monkeypatch.setattr(dit_policy, "load", lambda path, method=method: method)
+        assert dit_policy.speed_up(SimpleNamespace(path=""), trials=4) == pytest.approx(want)
+
+
+def rows(**arms):
+    """Figures of all arms of a claim that holds, changed where `arms` says so."""
+    fine = {"success": 0.95, "route distance": 0.1, "speed-up by reading once": 2.5}
+    found = {f"adaln-zero {rate:g}": dict(fine) for rate in dit_policy.RATES}
+    found |= {f"cross-attention {rate:g}": {"success": 0.8} for rate in dit_policy.RATES}
+    found |= {"regression": {"success": 0.3}}
+    for arm, change in arms.items():
+        found[arm.replace("_", "-").replace("-at-", " ")] |= change
+    return {arm: [row, row] for arm, row in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fails"),
+    [
+        ({}, set()),
+        ({"adaln_zero_at_0.001": {"success": 0.72}, "adaln_zero_at_0.003": {"success": 0.8}}, {"over three rates"}),
+        ({"adaln_zero_at_0.003": {"success": 0.69}}, {"at its worst", "points lower"}),
+        ({f"cross_attention_at_{rate:g}": {"success": 0.9} for rate in dit_policy.RATES}, {"points lower"}),
+        ({"adaln_zero_at_0.001": {"route distance": 0.16}}, {"routes within"}),
+        ({"adaln_zero_at_0.003": {"route distance": 0.16}}, set()),
+        ({"regression": {"success": 0.41}}, {"regression"}),
+        ({"adaln_zero_at_0.001": {"speed-up by reading once": 1.9}}, {"plans >= 2 x faster"}),
+    ],
+)
+def test_verdict(changes, fails) -> None:
+    broken = [name for name, held in dit_policy.verdict(rows(**changes)).items() if not held]
+    assert len(broken) == len(fails) and all(any(part in name for part in fails) for name in broken)

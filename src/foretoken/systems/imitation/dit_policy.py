@@ -12,7 +12,7 @@ network is `foretoken.nn.diffusion_transformer`, the method `foretoken.methods.c
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from foretoken.diffusion.base import denoise
 from foretoken.diffusion.ddim import DDIMConfig
 from foretoken.envs.recipes.multi_route_demonstrations import MultiRouteDemonstrations
 from foretoken.evaluation.evaluate import Evaluation
-from foretoken.evaluation.statistics import seed_means
+from foretoken.evaluation.statistics import mode_distance, seed_means
 from foretoken.experiment import Claim, Experiment, Run, load
 from foretoken.methods.chunk_diffusion import ChunkDiffusion, ChunkDiffusionConfig
 from foretoken.nn.diffusion_transformer import DiffusionTransformerConfig, adaln_transformer
@@ -72,8 +72,8 @@ def paper() -> Experiment:
     )
 
 
-SHARES = (0.4, 0.3, 0.2, 0.1)
-"""Parts of the demonstrations that take each gate."""
+SHARES = (0.4, 0.1, 0.2, 0.3)
+"""Parts of the demonstrations that take each gate; their average leads into the wall."""
 
 
 def small(**more: Any) -> DiffusionTransformerConfig:
@@ -83,18 +83,18 @@ def small(**more: Any) -> DiffusionTransformerConfig:
 
 
 def cpu() -> Experiment:
-    """A minute on one core: even walks through four gates in a wall, some 30 steps long; chunks of 8 of which 4 are carried out."""
+    """A minute on one core: even walks through four gates in a wall, some 8 steps long; chunks of 4 of which 2 are carried out."""
     run = paper()
-    walks = MultiRouteDemonstrations(shares=SHARES, slowest=0.8, fastest=0.8, noise=0.05)
+    walks = MultiRouteDemonstrations(shares=SHARES, slowest=0.8, fastest=0.8)
     return run.replace(
-        system=run.system.replace(horizon=8, execute=4, network=small()),
+        system=run.system.replace(horizon=4, execute=2, network=small()),
         source=Offline(recipe=walks, held_out=0.0),
         training=run.training.replace(
-            updates=4_000,
+            updates=5_000,
             batch_size=128,
             threads=1,
-            optimiser=run.training.optimiser.replace(lr=1e-3, warmup=200),
-            evaluate_every=4_000,
+            optimiser=run.training.optimiser.replace(lr=3e-3, warmup=200),
+            evaluate_every=5_000,
         ),
         evaluation=Evaluation(episodes=200, num_slots=200),
     )
@@ -111,21 +111,20 @@ def smoke() -> Experiment:
     )
 
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 MIDDLE = RATES[1]
 
 
 def claim() -> Claim:
-    """Acceptance experiment: demonstrations through four gates of a wall, taken by 40, 30, 20 and 10 % of the episodes.
+    """Acceptance experiment: demonstrations through four gates of a wall, taken by 40, 10, 20 and 30 % of the episodes.
 
     adaLN-zero and cross-attention in its place at three learning rates each; at the middle one also adaLN that starts at random,
     all blocks under the last encoder layer, and the first network regressing chunks by squared error. Same width, depth, batch
     and updates; 200 episodes, three seeds. Thresholds of success and tuning are the page's; for the distance of routes (0.15) and
     for regression (0.4) those of the Behavior Transformer on this task. Cheaper than the page: this task for Meta-World, width 32
-    and 2 + 2 layers for 128 and 3 + 3, 4,000 updates for 5,000, so rates of {3e-4, 1e-3, 3e-3} for {1e-4, 3e-4, 1e-3}; two
-    ablations, which only report, at one rate. Sharper: episodes that do not arrive count as a route that nobody showed.
-    The page's 2 x in planning time asks of the encoder 4/3 of the cost of a decoder call: that is for images, and two tokens of a
-    state will miss it.
+    and 2 + 2 layers for 128 and 3 + 3, so rates of {1e-3, 3e-3, 1e-2} for {1e-4, 3e-4, 1e-3}; two ablations, which only report,
+    at one rate. Sharper: episodes that do not arrive count as a route that nobody showed. The page's 2 x in planning time asks of
+    the encoder 4/3 of the cost of a decoder call: that is for images, and two tokens of a state will miss it.
     """
     run = cpu()
 
@@ -148,7 +147,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=20,
+        minutes=40,
     )
 
 
@@ -158,19 +157,19 @@ def figures(run: Run) -> Mapping[str, float]:
     """
     records = run.evaluations()[-1].records
     arrived, route = np.array([bool(one.success) for one in records]), np.array([one.route for one in records])
-    shown = np.array(SHARES)
-    shares = np.array([(arrived & (route == gate)).mean() for gate in range(len(shown))])
     return {
         "success": float(arrived.mean()),
-        "route distance": float(np.abs(shares - shown).sum() + 1 - shares.sum()) / 2,
-        "gates": float((shares >= 0.05).sum()),
+        "route distance": mode_distance(route, arrived, SHARES),
+        "gates": float(sum((arrived & (route == gate)).mean() >= 0.05 for gate in range(len(SHARES)))),
         "speed-up by reading once": speed_up(run),
     }
 
 
 @torch.no_grad()
-def speed_up(run: Run, trials: int = 20) -> float:
-    """Time of a plan that reads observations at each of its denoising steps, over that of one that reads them once; medians."""
+def speed_up(run: Run, trials: int = 40) -> float:
+    """Time of a plan that reads observations at each of its denoising steps, over that of one that reads them once: medians of
+    plans made by turns.
+    """
     method = load(run.path)
     assert isinstance(method, ChunkDiffusion)
     config, schedule, network = method.config, method.schedule, method.network
@@ -182,16 +181,15 @@ def speed_up(run: Run, trials: int = 20) -> float:
     def again(x: torch.Tensor, level_B: torch.Tensor) -> torch.Tensor:
         return network(x, level_B / schedule.top, network.encode(state))
 
-    def median(work: Callable[[], Any]) -> float:
-        took = []
-        for _ in range(trials):
-            begun = time.process_time()
-            work()
-            took.append(time.process_time() - begun)
-        return float(np.median(took[trials // 4 :]))
-
-    slow = median(lambda: denoise(schedule, again, seed_B, shape, config.steps))
-    return slow / median(lambda: method.plan(state, seed_B))
+    took = []
+    for _ in range(trials):
+        begun = time.process_time()
+        denoise(schedule, again, seed_B, shape, config.steps)
+        between = time.process_time()
+        method.plan(state, seed_B)
+        took.append((between - begun, time.process_time() - between))
+    slow, fast = np.median(took[trials // 4 :], axis=0)
+    return float(slow / fast)
 
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:
