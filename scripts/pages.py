@@ -24,6 +24,8 @@ FAMILIES = {
     "memory": "Memory: learned online, in environments that must be remembered",
     "imitation": "Imitation: policies from demonstrations",
     "worldmodel": "World models: plans made in a learned world",
+    "search": "Search: whole ways, found before they are gone",
+    "bodies": "Bodies: policies that know the parts they move",
 }
 
 

@@ -29,6 +29,7 @@ SPECS: Mapping[str, Spec] = {
         action=Box(shape=(2,), low=(-1.0, 0.0), high=(1.0, 4.0)),
     ),
     "image": Spec(observation=Box(shape=(3, 36, 36), dtype="uint8", low=(0.0,), high=(255.0,)), action=Discrete(n=3)),
+    "maze": Spec(observation=MultiBinary(n=4 * 4 * 4 - 2 * 4), action=Discrete(n=4), max_episode_steps=16),
 }
 """One small spec of each kind that a method may meet."""
 

@@ -55,7 +55,9 @@ def presets(module: ModuleType) -> list[str]:
 
 
 def fitting_specs(module: ModuleType) -> list[str]:
-    """The small specs that the card's tags name ("continuous", "discrete"); all kinds of actions without such a tag."""
+    """The small specs that the card's tags name ("maze", or else "continuous", "discrete"); all kinds of actions without such a tag."""
+    if "maze" in module.CARD.tags:
+        return ["maze"]
     return [name for name in ("continuous", "discrete") if name in module.CARD.tags] or ["continuous", "discrete"]
 
 

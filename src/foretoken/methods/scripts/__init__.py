@@ -1,0 +1,1 @@
+"""Problems and their solutions written as tokens: one file each."""
