@@ -21,6 +21,7 @@ from foretoken.core.errors import CheckpointError, ConfigError
 from foretoken.core.method import Method, Source
 from foretoken.core.spec import Spec
 from foretoken.evaluation.evaluate import Evaluated, Evaluation, evaluate, read_evaluation
+from foretoken.evaluation.exhibits import EPISODES, Watch, shows, write_exhibits
 from foretoken.evaluation.scores import ScoreCard, score_card
 from foretoken.training import checkpoint
 from foretoken.training.loop import Training, launch, train
@@ -189,7 +190,7 @@ def run(
     method = build(experiment, source)
     returns = _returns(source)
     if leads and not (resume and (path / "run.json").exists()):
-        _write_json(path / "run.json", _describe(experiment, source.spec, command, returns))
+        _write_json(path / "run.json", _describe(experiment, source, command, returns))
     for stage in experiment.before:
         folder = path / "stages" / stage.name
         own = source if stage.source is None else build_source(stage.source, stage.training, folder)
@@ -208,6 +209,8 @@ def run(
     def measure(trained: Method, update: int) -> Mapping[str, float]:
         assert isinstance(source.spec, Spec)
         device = next(trained.parameters()).device
+        last = update == experiment.training.updates and shows(trained)
+        watch = Watch(min(EPISODES, experiment.evaluation.episodes)) if last else None
         done = evaluate(
             trained,
             source.spec,
@@ -216,8 +219,11 @@ def run(
             update=update,
             data_returns=returns,
             device=device,
+            watch=watch,
         )
         done.write(path / "evaluations" / f"update-{update:08d}.json")
+        if watch is not None:
+            write_exhibits(path, trained, update, watch.episodes)
         return done.metrics()
 
     measurable = experiment.evaluation.environment or getattr(source.spec, "environment", "")
@@ -237,6 +243,13 @@ def run(
     return Run.open(path)
 
 
+def _routes(source: Source) -> dict[str, int]:
+    """How many recorded episodes took each of several ways, where the stores tell."""
+    found = [store.episodes["route"] for store in source.stores.values() if "route" in store.episodes]
+    known = np.concatenate([routes[np.isfinite(routes)] for routes in found]) if found else np.zeros(0)
+    return {str(int(route)): int(count) for route, count in zip(*np.unique(known, return_counts=True), strict=True)}
+
+
 def _returns(source: Source) -> np.ndarray:
     """Returns of the recorded episodes, (N,) float64."""
     columns = [np.asarray(store.episodes["return"], dtype=np.float64) for store in source.stores.values()]
@@ -254,18 +267,17 @@ def load(path: str | os.PathLike[str], *, which: str = "latest") -> Method:
     return method.eval()
 
 
-def _describe(
-    experiment: Experiment, spec: Spec | Mapping[str, Spec], command: str, returns: np.ndarray
-) -> dict[str, Any]:
+def _describe(experiment: Experiment, source: Source, command: str, returns: np.ndarray) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
         "status": "started",
         "experiment": experiment.to_json(),
-        "spec": _spec_to_json(spec),
+        "spec": _spec_to_json(source.spec),
         "command": command or "python",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data_returns": returns[:100_000].tolist(),
+        "data_routes": _routes(source),
         **surroundings(),
     }
 

@@ -9,6 +9,7 @@ import torch
 from foretoken.core.catalogue import systems
 from foretoken.core.config import Config
 from foretoken.core.errors import DataError
+from foretoken.core.exhibit import Exhibit, Line, Lines
 from foretoken.core.spec import Window
 from foretoken.data.windows import WindowSampler
 from foretoken.methods.conditioned_cloning import ConditionedCloning, ConditionedCloningConfig, WindowPolicy
@@ -180,6 +181,14 @@ class Idle(ConditionedCloning):
         self.unused = torch.nn.Linear(2, 2)
 
 
+class ShowsAnything(ConditionedCloning):
+    """Draws what it shows."""
+
+    def exhibits(self, episodes):
+        line = Line(label="anything", x=(0.0, 1.0, 2.0), y=torch.rand(3))
+        return (Exhibit(title="Draws", says="Something.", panels=(Lines(x="step", y="number", lines=(line,)),)),)
+
+
 @pytest.mark.parametrize(
     ("owner", "law"),
     [
@@ -190,6 +199,7 @@ class Idle(ConditionedCloning):
         (Counts, "nothing_hidden_changes"),
         (FitsAside, "weights_are_the_policy"),
         (Idle, "updates_lower_the_loss"),
+        (ShowsAnything, "exhibits_are_plain"),
     ],
 )
 def test_laws_notice_faults(monkeypatch: pytest.MonkeyPatch, owner: type, law: str) -> None:

@@ -1,14 +1,21 @@
-"""`foretoken report RUN`: films the best, median and worst episode of the last evaluation, and writes report.html."""
+"""`foretoken report RUN`: films the best, median and worst episode of the last evaluation, and writes report.html.
 
+What the method shows of itself is made here too, where training did not leave it.
+"""
+
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foretoken.cli.compare import newest
 from foretoken.cli.evaluate import checkpoint_update, single_spec, trained
 from foretoken.cli.terminal import Parser, say
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import CheckpointError, ForetokenError
 
 if TYPE_CHECKING:
+    from foretoken.core.method import Method
+    from foretoken.evaluation.evaluate import Evaluated
     from foretoken.experiment import Run
 
 
@@ -22,33 +29,50 @@ def main(argv: list[str]) -> int:
     from foretoken.experiment import Run
 
     run = Run.open(options.run)
-    if not options.no_videos:
-        for film in _film(run):
-            print(film)
+    try:
+        last, method = _evaluated(run)
+    except ForetokenError as problem:
+        say(f"foretoken: no videos: {problem}")
+    else:
+        for made in (*_show(run, last, method), *([] if options.no_videos else _film(run, last, method))):
+            print(made)
     print(write_report(run.path, out=Path(options.out) if options.out else None))
     return 0
 
 
-def _film(run: "Run") -> list[Path]:
+def _evaluated(run: "Run") -> "tuple[Evaluated, Method]":
+    """The last evaluation, and the method as it was then."""
+    _, last = newest(run.path)
+    best = last.update != checkpoint_update(run)
+    if best and last.update != checkpoint_update(run, best=True):
+        raise CheckpointError(
+            f"the checkpoint of update {last.update}, which was evaluated last, is gone; evaluate again"
+        )
+    return last, trained(run, best=best)
+
+
+def _show(run: "Run", last: "Evaluated", method: "Method") -> list[Path]:
+    """What the method shows of itself, where it was not kept when that update was evaluated."""
+    from foretoken.evaluation.exhibits import file_of, replay, write_exhibits
+
+    if file_of(run.path, last.update).exists() or isinstance(run.spec, Mapping):
+        return []
+    again = partial(replay, method, run.spec, last, run.experiment.evaluation.max_steps)
+    made = write_exhibits(run.path, method, last.update, again)
+    return [] if made is None else [made]
+
+
+def _film(run: "Run", last: "Evaluated", method: "Method") -> list[Path]:
     """The films made; a page without films is still a page, so what prevents them is told and no more."""
     from foretoken.evaluation.rollout import job_of, rollout
     from foretoken.evaluation.video import choose, write_videos
 
     try:
-        _, last = newest(run.path)
-        best = last.update != checkpoint_update(run)
-        if best and last.update != checkpoint_update(run, best=True):
-            say(
-                f"foretoken: no videos: the checkpoint of update {last.update}, which was evaluated last, is gone; evaluate again"
-            )
-            return []
-        first = [
-            record for record in last.records if not record.index
-        ]  # later ones would need the memory of those before
-        jobs = [job_of(record) for record in choose(first).values()]
+        # later episodes of a trial would need the memory of those before
+        jobs = [job_of(record) for record in choose([one for one in last.records if not one.index]).values()]
         say(f"filming {len(jobs)} episodes")
         played = rollout(
-            trained(run, best=best).policy, last.environment, jobs, spec=single_spec(run), seed=last.seed, num_slots=len(jobs),
+            method.policy, last.environment, jobs, spec=single_spec(run), seed=last.seed, num_slots=len(jobs),
             max_steps=run.experiment.evaluation.max_steps, keep_actions=True,
         )  # fmt: skip
     except ForetokenError as problem:

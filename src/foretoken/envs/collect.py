@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from foretoken.data.episode import Episode
     from foretoken.data.store import Store
 
-_REPORTED = {"success": "success", "is_success": "success", "cost": "cost", "regret": "regret", "route": "route"}
+_REPORTED = {"success": "success", "is_success": "success"} | {
+    name: name for name in ("cost", "regret", "route", "delay")
+}
 """What infos may say, by the name under which it is kept."""
+
+_LAST = ("route", "delay")  # whole numbers, of which the last said counts
 
 _CURVE = 100  # the steps at which an episode's regret is told, at most
 
@@ -174,7 +178,7 @@ class Totals:
             total = self._sum[name]
             if name == "success":
                 values = np.maximum(total[rows], values)
-            elif name != "route":
+            elif name not in _LAST:
                 values = total[rows] + values
             total[rows] = values
             self._known[name][rows] = True
@@ -188,7 +192,7 @@ class Totals:
 
         Returns:
             total: the return; length: actions. What no info spoke of is None: success (at any step), cost (summed), route
-            (the last), and regret, its sum so far after at most 100 evenly spaced actions, the last among them.
+            and delay (the last), and regret, its sum so far after at most 100 evenly spaced actions, the last among them.
         """
         length = int(self._steps[row]) - 1
         said: dict[str, Any] = {
@@ -196,8 +200,7 @@ class Totals:
         }
         if said["success"] is not None:
             said["success"] = bool(said["success"])
-        if said["route"] is not None:
-            said["route"] = int(said["route"])
+        said |= {name: int(said[name]) for name in _LAST if said[name] is not None}
         if said["regret"] is not None:
             assert self._regret is not None
             count = min(length, _CURVE)

@@ -20,7 +20,7 @@ from foretoken.core.config import Config
 from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.method import Method
 from foretoken.core.spec import Spec
-from foretoken.envs.slots import Factory, Job, Tasks, with_tasks
+from foretoken.envs.slots import Factory, Job, Tasks, Tick, with_tasks
 from foretoken.evaluation.rollout import EpisodeResult, rollout
 
 log = logging.getLogger(__name__)
@@ -185,6 +185,7 @@ def evaluate(
     keep_actions: bool = False,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     on_warning: Callable[[str], None] = log.warning,
+    watch: Callable[[Tick], None] | None = None,
 ) -> Evaluated:
     """Plays `config.episodes` episodes per target with the method's policy, all targets in one batch.
 
@@ -196,6 +197,7 @@ def evaluate(
             outside them. None where unknown, or where the method takes no target.
         environment: a factory to use instead of the configured id.
         on_warning: called once with a sentence when targets lie outside the data's returns.
+        watch: called with every tick of the rollout, whose jobs are in the order of targets and then episodes.
     """
     where = environment or config.environment or spec.environment
     if not where:
@@ -230,6 +232,7 @@ def evaluate(
             max_steps=config.max_steps,
             keep_actions=keep_actions,
             on_episode=on_episode,
+            watch=watch,
         )
     finally:
         for module, was_training in modes:

@@ -62,7 +62,7 @@ def calibration(
         means: per target (target, mean, low, high).
         data_returns: (M,) returns in the training data, or None.
     """
-    with _axes("calibration", (4.6, 4.5)) as (axes, finish):
+    with canvas("calibration", (4.6, 4.5)) as (axes, finish):
         low, high = _limits(np.concatenate([targets_N, returns_N]))
         if data_returns is not None and len(data_returns):
             begin, end = float(data_returns.min()), float(data_returns.max())
@@ -98,7 +98,7 @@ def calibration(
 
 def histogram(returns_N: np.ndarray, data_returns: np.ndarray | None) -> str:
     """Shares of episodes by return; the data's behind."""
-    with _axes("histogram", (4.6, 4.1)) as (axes, finish):
+    with canvas("histogram", (4.6, 4.1)) as (axes, finish):
         everything = returns_N if data_returns is None else np.concatenate([returns_N, data_returns])
         edges = np.histogram_bin_edges(everything, bins=_number_of_bins(everything))
         if data_returns is not None and len(data_returns):
@@ -115,25 +115,30 @@ def histogram(returns_N: np.ndarray, data_returns: np.ndarray | None) -> str:
         label = f"evaluation ({len(returns_N):,} episodes)"
         axes.hist(returns_N, edges, weights=shares, color=SERIES[0], alpha=0.75, label=label)
         axes.set(xlabel="return", ylabel="share of episodes")
-        axes.yaxis.set_major_formatter(_percent)
+        axes.yaxis.set_major_formatter(percent_label)
         return finish(legend=True)
 
 
-def routes(labels: Sequence[str], shares_N: np.ndarray, arrived_N: np.ndarray) -> str:
-    """Shares of episodes by the route they took, and the part of each that succeeded."""
-    with _axes("routes") as (axes, finish):
-        places = range(len(labels))
-        axes.bar(places, shares_N, width=0.6, color=DATA, alpha=0.55, label="all episodes")
-        axes.bar(places, arrived_N, width=0.6, color=SERIES[0], alpha=0.75, label="successful ones")
-        axes.set_xticks(places, labels)
+def routes(
+    labels: Sequence[str], shares_N: np.ndarray, arrived_N: np.ndarray, demonstrated_N: np.ndarray | None = None
+) -> str:
+    """Shares of episodes by the route they took, and the part of each that succeeded; the data's shares beside them."""
+    with canvas("routes") as (axes, finish):
+        width, places = (0.6, 0.0) if demonstrated_N is None else (0.38, 0.2)
+        middle_N = np.arange(len(labels))
+        if demonstrated_N is not None:
+            axes.bar(middle_N - places, demonstrated_N, width=width, color=DATA, alpha=0.55, label="data")
+        axes.bar(middle_N + places, shares_N, width=width, color=SERIES[0], alpha=0.35, label="evaluation")
+        axes.bar(middle_N + places, arrived_N, width=width, color=SERIES[0], label="successful")
+        axes.set_xticks(middle_N, labels)
         axes.set(xlabel="route", ylabel="share of episodes")
-        axes.yaxis.set_major_formatter(_percent)
+        axes.yaxis.set_major_formatter(percent_label)
         return finish(legend=True)
 
 
 def losses(train: Curve, held_out: Curve | None) -> str:
     """Training loss, and held-out loss where there is one; logarithmic where it falls by more than a factor of thirty."""
-    with _axes("losses") as (axes, finish):
+    with canvas("losses") as (axes, finish):
         updates, values = thin(train)
         axes.plot(updates, values, color=SERIES[0], label="training")
         drawn = [values]
@@ -152,21 +157,45 @@ Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x, mean, and the ends of its interval, (N,) each."""
 
 
-def bands(name: str, lines: Mapping[str, Band], x: str, y: str) -> str:
-    """Means with their intervals, one line per label; `name` keeps the figures of a page apart, x and y name the axes."""
-    with _axes(name) as (axes, finish):
+def bands(
+    name: str,
+    lines: Mapping[str, Band],
+    x: str,
+    y: str,
+    *,
+    percent: bool = False,
+    shade: tuple[float, float, str] | None = None,
+) -> str:
+    """Means with their intervals, one line per label.
+
+    Args:
+        name: keeps the figures of a page apart.
+        x, y: names of the axes.
+        percent: the means are shares, from 0 to 1.
+        shade: a stretch of the x axis to mark, and its name.
+    """
+    with canvas(name) as (axes, finish):
+        if shade is not None:
+            low_end, high_end, meant = shade
+            if low_end < high_end:
+                axes.axvspan(low_end, high_end, color=DATA, alpha=0.16, linewidth=0, label=meant)
+            else:
+                axes.axvline(low_end, color=DATA, linewidth=1.6, label=meant)
         for number, (label, (places, mean, low, high)) in enumerate(lines.items()):
             look = number % len(SERIES)
             marker = _MARKERS[look] if len(places) <= 40 else ""
             axes.fill_between(places, low, high, color=SERIES[look], alpha=0.15, linewidth=0)
             axes.plot(places, mean, color=SERIES[look], marker=marker, markersize=4.5, label=label)
         axes.set(xlabel=x, ylabel=y)
-        return finish(legend=len(lines) > 1)
+        if percent:
+            axes.set_ylim(-0.03, 1.03)
+            axes.yaxis.set_major_formatter(percent_label)
+        return finish(legend=len(lines) > 1 or shade is not None)
 
 
 def speed(curve: Curve) -> str:
     """Updates per second over training."""
-    with _axes("speed") as (axes, finish):
+    with canvas("speed") as (axes, finish):
         updates, values = thin(curve)
         axes.plot(updates, values, color=SERIES[2])
         axes.set(xlabel="updates", ylabel="updates per second")
@@ -185,8 +214,8 @@ def thin(curve: Curve, points: int = 300) -> Curve:
 
 
 @contextmanager
-def _axes(name: str, inches: tuple[float, float] = (4.2, 3.1)) -> Iterator[tuple[Any, Callable[..., str]]]:
-    """One set of axes, and what turns the figure into SVG."""
+def canvas(name: str, inches: tuple[float, float] = (4.2, 3.1)) -> Iterator[tuple[Any, Callable[..., str]]]:
+    """One set of axes, and what turns the figure into SVG; `name` keeps the figures of a page apart."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -194,9 +223,10 @@ def _axes(name: str, inches: tuple[float, float] = (4.2, 3.1)) -> Iterator[tuple
         figure = Figure(figsize=inches)
         axes = figure.add_subplot()
 
-        def finish(legend: bool = False, top: float = 1.0) -> str:
-            for axis in (axes.xaxis, axes.yaxis):
-                _plain_numbers(axis)
+        def finish(legend: bool = False, top: float = 1.0, whole: bool = False) -> str:
+            """Whole: only whole numbers along x."""
+            _plain_numbers(axes.xaxis, whole)
+            _plain_numbers(axes.yaxis)
             if legend:
                 figure.legend(
                     *axes.get_legend_handles_labels(), loc="upper center", ncols=3, columnspacing=1.5, handlelength=1.8
@@ -226,22 +256,23 @@ def _svg(figure: Any, name: str) -> str:
     return f'{head} aria-hidden="true" style="stroke-linejoin: round; stroke-linecap: butt">{rest}'
 
 
-def _plain_numbers(axis: Any) -> None:
+def _plain_numbers(axis: Any, whole: bool = False) -> None:
     """12,000 rather than 12000 or 1.2e4, on linear axes that have no formatter of their own."""
     from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
     if isinstance(axis.get_major_formatter(), ScalarFormatter):
-        axis.set_major_locator(_locator())
+        axis.set_major_locator(_locator(whole))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "\u2212")))
 
 
-def _locator() -> Any:
+def _locator(whole: bool) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole)
 
 
-def _percent(value: float, _: Any) -> str:
+def percent_label(value: float, _: Any = None) -> str:
+    """A share as text of an axis."""
     return f"{100 * value:.0f} %"
 
 

@@ -19,7 +19,7 @@ from foretoken.core.method import Policy
 from foretoken.core.spec import Spec
 from foretoken.envs.collect import Totals
 from foretoken.envs.play import play
-from foretoken.envs.slots import Factory, Job, Slots
+from foretoken.envs.slots import Factory, Job, Slots, Tick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class EpisodeResult:
     "is_success", None when none ever spoke of it; `cost` sums `info["cost"]`. `actions` holds the (n, ...) actions as the
     environment received them, when asked to keep them: with `reset_seed` they replay the episode. `index` is its place among
     the episodes of its job, `task` the task that was chosen for them; `regret` sums `info["regret"]` up to each of at most 100
-    evenly spaced actions, the last included. `route` is the last `info["route"]`: which of several ways it took, -1 for none.
+    evenly spaced actions, the last included. `route` is the last `info["route"]`: which of several ways it took, -1 for none;
+    `delay` the last `info["delay"]`: over how many steps something had to be remembered.
     """
 
     target: float | None
@@ -47,6 +48,7 @@ class EpisodeResult:
     target_cost: float | None = None
     regret: tuple[float, ...] | None = None
     route: int | None = None
+    delay: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record of an evaluation file; the return stands under "return"."""
@@ -64,6 +66,7 @@ class EpisodeResult:
             "target_cost": self.target_cost,
             "regret": self.regret,
             "route": self.route,
+            "delay": self.delay,
         }
 
     @classmethod
@@ -82,7 +85,7 @@ class EpisodeResult:
 
 
 _RECORDED = ("target", "episode", "reset_seed", "length", "success", "cost", "terminated")
-_ADDED = ("index", "task", "target_cost", "route")  # files written before these were told lack them
+_ADDED = ("index", "task", "target_cost", "route", "delay")  # files written before these were told lack them
 
 
 def job_of(result: EpisodeResult) -> Job:
@@ -105,6 +108,7 @@ def rollout(
     max_steps: int = 0,
     keep_actions: bool = False,
     on_episode: Callable[[EpisodeResult], None] | None = None,
+    watch: Callable[[Tick], None] | None = None,
 ) -> list[EpisodeResult]:
     """Plays every job exactly once and returns the results of their episodes, in the order of the jobs.
 
@@ -119,6 +123,7 @@ def rollout(
         max_steps: episodes are cut after so many actions; 0 leaves that to the environment.
         keep_actions: keep every episode's actions in its result.
         on_episode: called with each result as its episode ends.
+        watch: called with every tick, to look and not to touch.
     """
     keep_freed_memory()
     jobs = list(jobs)
@@ -131,6 +136,8 @@ def rollout(
         totals = Totals(slots.num_slots)
         for tick, _ in play(slots, policy, explore=explore, trace=True):
             totals.add(tick)
+            if watch is not None:
+                watch(tick)
             for row in tick.ended.tolist():
                 number, index = int(tick.number[row]), int(tick.index[row])
                 job = jobs[number]

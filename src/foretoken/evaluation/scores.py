@@ -184,14 +184,21 @@ def _normalised(environment: str, last: Score) -> list[Score]:
 
 
 def _reported(records: Sequence[EpisodeResult], rule: str, seed: int) -> list[Score]:
-    """Success rate and mean cost, where the environment reports them."""
+    """Success rate and mean cost, where the environment reports them; of a policy that is asked for limits, the cost at each."""
     scores = []
     success = _success(records)
     if success is not None:
         scores.append(Score("success rate", success.value, rule.replace("mean", "share", 1), len(records), success))
-    costs = np.array([record.cost for record in records if record.cost is not None])
-    if costs.size:
-        scores.append(_mean_score("cost", costs, rule, seed))
+    for limit in dict.fromkeys(record.target_cost for record in records):
+        costs = np.array([record.cost for record in records if record.target_cost == limit and record.cost is not None])
+        if not costs.size:
+            continue
+        name, how = "cost", rule
+        if limit is not None:
+            played, some = (_count(number, "episode") for number in (len(records), costs.size))
+            name = f"cost at limit {_short(limit)}"
+            how = rule.replace(played, f"{some} asked to cost at most {_short(limit)}", 1)
+        scores.append(_mean_score(name, costs, how, seed))
     return scores
 
 

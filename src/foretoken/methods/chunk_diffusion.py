@@ -12,7 +12,7 @@ ones in place of a sample.
 Chi et al. 2023 (Diffusion Policy), arXiv 2303.04137. K counts observations, H the steps of a chunk.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from foretoken.core import random
 from foretoken.core.batch import Batch, Decision, Loss, Step, masked_mean
 from foretoken.core.config import Config, configures
 from foretoken.core.errors import ConfigError
+from foretoken.core.exhibit import Exhibit, Line, Lines
 from foretoken.core.method import Context, Method, Policy
 from foretoken.core.spec import Box, Spec, Window
 from foretoken.core.state import State
@@ -163,6 +164,30 @@ class ChunkDiffusion(Method):
     @property
     def policy(self) -> Policy:
         return ChunkPolicy(self)
+
+    def exhibits(self, episodes: Sequence[Batch]) -> Sequence[Exhibit]:
+        """The first plans of an episode, drawn again, over what it did; of at most three actions, those that vary most."""
+        episode, config, most = episodes[0], self.config, 8
+        steps = min(int(episode.scored.sum()), (most - 1) * config.execute + config.horizon)
+        due_P = torch.arange(0, steps, config.execute, device=episode.valid.device)[:most]
+        states = history.up_to(episode.observation, episode.valid, due_P[None], config.context)
+        done_TA, radius_A = episode.action[0, :steps].flatten(1), self.scale.radius.flatten()
+        plan_PHA = self.plan(states, episode.seed[0, due_P]).flatten(2)
+        at_PH = due_P[:, None] + torch.arange(config.horizon, device=due_P.device)
+        there_PH, left_PH = at_PH < steps, at_PH >= due_P[:, None] + config.execute
+        apart_PHA = (plan_PHA - done_TA[at_PH.clamp(max=steps - 1)]).abs() / (2 * radius_A)
+        says = f"Every {config.execute} steps {config.horizon} are planned (from each dot on) and the first {config.execute} carried out."
+        if (there_PH & left_PH).any():
+            changed = float(apart_PHA[there_PH & left_PH].mean())
+            says += f" What the next plan replaced differs from what was done by {changed:.1%} of the actions' range."
+        panels = []
+        spread_A = done_TA.std(0, correction=0) / radius_A
+        for entry in spread_A.topk(min(3, len(spread_A))).indices.sort().values.tolist():
+            done = Line(label="carried out", x=torch.arange(steps), y=done_TA[:, entry])
+            plans = zip(at_PH, plan_PHA, there_PH, strict=True)
+            lines = [Line(label="planned", x=at[is_], y=plan[is_, entry], look="dashed") for at, plan, is_ in plans]
+            panels.append(Lines(x="step", y=f"action {entry}", lines=(done, *lines)))
+        return (Exhibit(title="Plans and actions", says=says, panels=tuple(panels)),)
 
 
 class ChunkPolicy:

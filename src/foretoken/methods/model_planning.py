@@ -5,7 +5,7 @@ the last `context` of them, a planner (`planning`) searches `horizon` steps ahea
 the next search begins (model predictive control).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from foretoken.core.batch import Batch, Decision, Loss, Step
 from foretoken.core.config import Config, configures
 from foretoken.core.errors import ConfigError
+from foretoken.core.exhibit import Exhibit
 from foretoken.core.method import Context, Method, Policy
 from foretoken.core.spec import Spec, Window
 from foretoken.core.state import State
@@ -21,6 +22,7 @@ from foretoken.core.store import EpisodeStore, joint_statistics
 from foretoken.methods import history
 from foretoken.methods.dynamics.base import DynamicsConfig, Vectors, box
 from foretoken.methods.dynamics.tokens import TokenDynamicsConfig
+from foretoken.methods.imagined import imagined_and_real
 from foretoken.planning.base import PlannerConfig
 from foretoken.planning.cem import CEMConfig
 
@@ -68,18 +70,20 @@ class ModelPlanning(Method):
         return found
 
     @torch.no_grad()
-    def imagine(self, batch: Batch, known: int, back: int = 0) -> tuple[Tensor, Tensor]:
+    def imagine(self, batch: Batch, known: int, back: int = 0, seed_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the model expects of the recorded actions that follow the first `known` steps of windows (B, T).
 
         Args:
             back: how many of the known steps it reads; 0 reads them all.
+            seed_B: (B,) int64 draws what follows, each row by its own, as often as the model holds it for likely; None takes
+                the likeliest. Several draws of one window show how unsure the model is.
 
         Returns:
             Observations (B, T - known, O) of the steps that follow, and rewards (B, T - known) of the actions that led there.
         """
         observation, action = self.vectors(batch.observation, batch.action)
         read = slice(known - back if back else 0, known)
-        state = self.model.begin(observation[:, read], action[:, read], batch.valid[:, read])
+        state = self.model.begin(observation[:, read], action[:, read], batch.valid[:, read], seed_B)
         seen, earned = [], []
         for time in range(known - 1, batch.valid.shape[1] - 1):
             reward, state = self.model.step(state, action[:, time])
@@ -90,6 +94,11 @@ class ModelPlanning(Method):
     @property
     def policy(self) -> Policy:
         return PlanningPolicy(self)
+
+    def exhibits(self, episodes: Sequence[Batch]) -> Sequence[Exhibit]:
+        """What the model expects of the actions that were carried out, beside what came, and how its error grows."""
+        see = lambda batch: self.vectors(batch.observation, batch.action)[0]  # noqa: E731
+        return (imagined_and_real(episodes, see, self.imagine, self.config.context, self.config.planner.horizon),)
 
 
 class PlanningPolicy:

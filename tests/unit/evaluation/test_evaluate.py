@@ -139,6 +139,7 @@ def test_json_round_trip(tmp_path):
         "target_cost",
         "regret",
         "route",
+        "delay",
     }
     assert tree["card"]["scores"][0]["name"] == "last"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -215,6 +216,26 @@ def test_cost_success_and_metrics():
     metrics = found.metrics()
     assert next(iter(metrics)) == "return" and metrics["return"] == metrics["return/10"] and metrics["cost"] == 4.0
     assert 0 < metrics["success"] < 1
+
+
+def test_the_cost_at_each_limit_is_a_cost_and_no_ratio():
+    paid = {10.0: (4.0, 8.0), 40.0: (50.0,)}
+    records = [
+        EpisodeResult(target=7.0, episode=i, reset_seed=i, total=1.0, length=3, cost=cost, target_cost=limit)
+        for limit, costs in paid.items()
+        for i, cost in enumerate(costs)
+    ]
+    found = Evaluated(environment="A", seed=0, update=5, num_slots=1, records=tuple(records))
+    metrics, card = found.metrics(), score_card([found])
+    assert (metrics["cost/10"], metrics["cost/40"]) == (6.0, 50.0)
+    assert card["cost at limit 10"].value == 6 and card["cost at limit 40"].value == 50
+    rule = "mean of 2 episodes asked to cost at most 10 at target 7, last evaluation (update 5)"
+    assert card["cost at limit 10"].rule == rule and card["cost at limit 10"].episodes == 2
+    with pytest.raises(DataError, match="no 'cost'"):
+        card["cost"]  # the mean over limits would say nothing
+    plain = replace(found, records=tuple(replace(record, target_cost=None) for record in records))
+    assert score_card([plain])["cost"].value == pytest.approx(62 / 3)
+    assert score_card([plain])["cost"].rule == "mean of 3 episodes at target 7, last evaluation (update 5)"
 
 
 class Searching(nn.Module):

@@ -7,8 +7,8 @@ import pytest
 
 from foretoken.core import catalogue
 from foretoken.core.errors import DataError
-from foretoken.evaluation import plots, report
-from foretoken.evaluation.report import write_report
+from foretoken.evaluation import plots
+from foretoken.evaluation.report import videos, write_report
 
 EXPERIMENT = {
     "class": "foretoken.experiment:Experiment",
@@ -258,7 +258,7 @@ def test_small_videos_are_embedded_and_large_ones_linked(tmp_path, monkeypatch):
     assert sum(value.startswith("data:video") for value in words.loads) == 2
     assert "best: asked 300, achieved 240 in 9 steps; the first 4 are shown. Episode 1, reset seed 7." in words.text
     assert "Drawn as a sketch" in words.text
-    monkeypatch.setattr(report, "_EMBED_LIMIT", 150)
+    monkeypatch.setattr(videos, "EMBED_LIMIT", 150)
     _, words = read(write_report(run, out=tmp_path / "pages" / "a.html"))
     assert words.loads[1:] == ["../runs/a/videos/best.mp4", "../runs/a/videos/worst.mp4"]
     assert "Too large" in words.text
@@ -308,6 +308,80 @@ def test_colours_follow_the_page():
     svg = plots.speed((np.arange(5.0), np.ones(5)))
     assert re.findall(r"#[0-9a-f]{6}", svg) == []
     assert "var(--ink)" in svg and "var(--series-3)" in svg and "var(--font)" in svg
+
+
+def mark(run, **facts):
+    """Adds facts to the records of every evaluation: one value per record, or a function of (update, number)."""
+    for file in (run / "evaluations").glob("*.json"):
+        tree = json.loads(file.read_text())
+        for number, record in enumerate(tree["records"]):
+            record |= {name: fact(tree["update"], number) for name, fact in facts.items()}
+        file.write_text(json.dumps(tree))
+
+
+def test_success_is_drawn_over_training(tmp_path):
+    returns = {(update, None): [0.0] * 10 for update in (100, 200)}
+    run = make_run(tmp_path, returns)
+    assert "Success rate" not in read(write_report(run))[1].text
+    mark(run, success=lambda update, number: number < update // 50)
+    page, words = read(write_report(run))
+    assert "Success rate with its 95 % interval over episodes; at the end: 40 %." in words.text
+    assert ">successful episodes<" in page
+    by_target = make_run(tmp_path / "targets", RETURNS)
+    mark(by_target, success=lambda update, number: update == 2000)
+    assert "at the end: asked 300 100 %, asked 100 100 %" in read(write_report(by_target))[1].text
+
+
+def test_success_is_drawn_against_delay(tmp_path):
+    run = make_run(tmp_path, {(1, None): [0.0] * 4, (2, None): [0.0] * 8})
+    assert "Memory" not in read(write_report(run))[1].text
+    mark(run, success=lambda update, number: number < 6, delay=lambda update, number: 3 * (number // 2))
+    page, words = read(write_report(run))
+    assert "Success against delay" in words.text and "100 % at 0 steps, 0 % at 9 steps; 8 episodes" in words.text
+    assert ">steps to remember<" in page and "delays in training" not in page
+    mark(run, delay=lambda update, number: 7)
+    told = "All episodes had one delay, 7 steps; foretoken evaluate"
+    assert told in read(write_report(run))[1].text
+
+
+def test_delays_of_our_worlds_are_known(tmp_path):
+    run = make_run(tmp_path, {(1, None): [1.0, -0.5]}, spec={"environment": "foretoken/RepeatPrevious-4-v0"})
+    (file,) = (run / "evaluations").glob("*.json")
+    tree = json.loads(file.read_text())
+    for name, back in (("update-00000001", 4), ("user-00000001-seed-0", 32)):
+        tree["environment"] = f"foretoken/RepeatPrevious-{back}-v0"
+        (run / "evaluations" / f"{name}.json").write_text(json.dumps(tree))
+    page, words = read(write_report(run))
+    assert "Return against delay" in words.text and "0.25 at 4 steps, 0.25 at 32 steps" in words.text
+    assert "4 episodes of 2 evaluations at update 1. Trained with 4 steps." in words.text
+    assert "delays in training" in page
+
+
+def test_exhibits_are_drawn_or_their_absence_told(tmp_path):
+    run = make_run(tmp_path, RETURNS)
+    line = {"class": "foretoken.core.exhibit:Line", "label": "a & b", "x": [0, 1], "y": [0.5, 1.0]}
+    lines = {"class": "foretoken.core.exhibit:Lines", "x": "step", "y": "action 0", "lines": [line]}
+    one = {"class": "foretoken.core.exhibit:Exhibit", "title": "Plans", "says": "As made.", "panels": [lines, lines]}
+    head = {"format": "foretoken-exhibits", "version": 1, "update": 2000}
+    (run / "exhibits").mkdir()
+    file = run / "exhibits" / "update-00002000.json"
+    file.write_text(json.dumps(head | {"exhibits": [one], "missing": ""}))
+    page, words = read(write_report(run))
+    assert "Plans As made. Update 2,000." in words.text and ">action 0<" in page
+    assert page.count('aria-label="Plans: action 0 against step"') == 2
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    file.write_text(json.dumps(head | {"exhibits": [], "missing": "DataError: <none>"}))
+    assert "There is nothing to see: DataError: <none>." in read(write_report(run))[1].text
+    file.write_text("[]")
+    assert "There is nothing to see" in read(write_report(run))[1].text
+
+
+def test_routes_are_counted_beside_those_of_the_data(tmp_path):
+    run = make_run(tmp_path, {(1, None): [0.0] * 4}, data_routes={"0": 10, "1": 30})
+    mark(run, route=lambda update, number: number % 2, success=lambda update, number: True)
+    page, words = read(write_report(run))
+    assert "0 50 %, 1 50 %. 25 % of the episodes would have to go another way" in words.text and ">data<" in page
 
 
 def test_routes_are_counted(tmp_path):

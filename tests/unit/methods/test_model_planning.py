@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foretoken.core.batch import Batch
+from foretoken.core import random
+from foretoken.core.batch import Batch, Step
 from foretoken.core.errors import ConfigError
 from foretoken.core.spec import Spec
 from foretoken.core.state import gather
@@ -72,26 +73,96 @@ def test_actions_carry_no_loss_and_are_never_predicted() -> None:
     assert not torch.equal(method.loss(batch.replace(action=earlier)).total, before.total)
 
 
-def test_imagining_with_the_cache_is_reading_anew() -> None:
-    """Token by token with copied states, or the whole stream at once: the same likeliest tokens, decoded at bin centres."""
+@pytest.mark.parametrize("back", [0, 2, 1])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_imagining_with_the_cache_is_reading_anew(back: int, seed: int | None) -> None:
+    """Token by token with copied states, or the whole stream at once from the first step that is read: the same tokens, the
+    likeliest or those that seeds draw, decoded at bin centres.
+    """
     method, batch = made(TOKENS)
-    model = method.model
+    model, begin = method.model, 3 - back if back else 0
     assert isinstance(model, TokenDynamics)
     batch = batch.map(lambda leaf: leaf[batch.valid.all(1)][:2])
-    seen, earned = method.imagine(batch, 3)
+    seed_B = None if seed is None else torch.tensor([seed, seed + 1])
+    seen, earned = method.imagine(batch, 3, back, seed_B)
     observation, action = method.vectors(batch.observation, batch.action)
     tokens, done = model.stream.encode(observation, action)
     tokens[:, 3:] = 0
     with torch.no_grad():
         for time in range(3, 6):
             for entry in range(model.stream.n):
-                y = model.stream(tokens[:, : time + 1], done[:, : time + 1], batch.valid[:, : time + 1])
-                at = y[:, time - 1, -1] if entry == 0 else y[:, time, entry - 1]
-                tokens[:, time, entry] = model.next_token(at).argmax(-1)
+                y = model.stream(*(part[:, begin : time + 1] for part in (tokens, done, batch.valid)))
+                at = y[:, -2, -1] if entry == 0 else y[:, -1, entry - 1]
+                logits = model.next_token(at)
+                tokens[:, time, entry] = (
+                    logits.argmax(-1) if seed_B is None else random.categorical(logits, random.split(seed_B, entry))
+                )
                 if entry == 0:
                     share = model.next_reward(at).softmax(-1)
                     torch.testing.assert_close(earned[:, time - 3], share @ model.reward.centres[0])
             torch.testing.assert_close(seen[:, time - 3], model.stream.observation.decode(tokens[:, time]))
+            seed_B = None if seed_B is None else random.split(seed_B, model.stream.n)
+
+
+def test_data_leave_weights_and_bins_of_the_model_as_they_were() -> None:
+    """Companding is fixed for all bodies, never by the statistics of one."""
+    method = ModelPlanning(config(TOKENS), SPEC)
+    before = {name: value.clone() for name, value in method.model.state_dict().items()}
+    method.fit({"data": random_store(SPEC)}, "main")
+    after = method.model.state_dict()
+    assert {"stream.observation.centres", "reward.edges"} <= set(after)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_steps_before_those_that_are_read_change_nothing() -> None:
+    method, batch = made(TOKENS)
+    batch = batch.map(lambda leaf: leaf[batch.valid.all(1)])
+    other = batch.replace(observation=torch.cat((-batch.observation[:, :1], batch.observation[:, 1:]), dim=1))
+    for back, same in ((2, True), (3, False), (0, False)):
+        assert torch.equal(method.imagine(batch, 3, back)[0], method.imagine(other, 3, back)[0]) is same
+
+
+def test_drawn_futures_come_as_often_as_they_are_likely() -> None:
+    """Each row's by its own seed; the planner's model takes the likeliest."""
+    method, batch = made(TOKENS)
+    model = method.model
+    assert isinstance(model, TokenDynamics)
+    one = batch.map(lambda leaf: leaf[batch.valid.all(1)][:1, :4])
+    rows = 4000
+    many, seed = one.map(lambda leaf: leaf.expand(rows, *leaf.shape[1:])), torch.arange(rows)
+    drawn, earned = method.imagine(many, 3, seed_B=seed)
+    with torch.no_grad():
+        tokens, done = model.stream.encode(*method.vectors(one.observation, one.action))
+        share = model.next_token(model.stream(tokens, done, one.valid)[0, 2, -1]).softmax(-1)
+    found = model.stream.observation.encode(drawn[:, 0])[:, 0].bincount(minlength=len(share)) / rows
+    torch.testing.assert_close(found, share, atol=0.03, rtol=0)
+    assert share.max() < 0.9, "nothing to draw"
+    likeliest, expected = method.imagine(one, 3)
+    torch.testing.assert_close(earned, expected.expand(rows, -1))
+    alone, _ = method.imagine(one, 3, seed_B=seed[7:8])
+    assert torch.equal(alone[0], drawn[7]) and not torch.equal(drawn, likeliest.expand_as(drawn))
+    certain, batch = made(MLP)
+    assert torch.equal(certain.imagine(batch, 3, seed_B=torch.arange(16))[0], certain.imagine(batch, 3)[0])
+
+
+def test_history_is_read_once_per_decision_and_not_once_per_candidate() -> None:
+    """Of K steps with G tokens each, all but the last observation's last token and its action; then a step at a time."""
+    method, batch = made(TOKENS)
+    rows, (n, m) = 2, (5, 3)
+    state, read = method.policy.begin(rows, {}), []
+    inner = method.model.stream.backbone
+    inner.register_forward_pre_hook(lambda module, given: read.append(tuple(given[0].shape[:2])))
+    zeros = torch.zeros(rows)
+    for t in range(4):
+        read.clear()
+        flags = (zeros.bool() | (t == 0), zeros.bool(), ~zeros.bool())
+        told = batch.observation[:rows, t], batch.action[:rows, t], zeros, zeros, *flags
+        step = Step(*told, torch.full((rows,), t), torch.arange(rows))
+        with torch.no_grad():
+            state = method.policy.act(step, state).state
+        known = (min(t + 1, 3) - 1) * (n + m) + n - 1
+        candidates = rows * PLANNER.candidates
+        assert read == [(rows, known)] + [(candidates, m + 1), *[(candidates, 1)] * (n - 1)] * PLANNER.horizon, t
 
 
 def test_copied_histories_are_histories_of_their_own() -> None:

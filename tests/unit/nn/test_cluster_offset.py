@@ -50,6 +50,39 @@ def test_left_over_clusters_are_never_drawn() -> None:
     assert {tuple(action) for action in drawn.tolist()} == {(0.5, 0.5), (-0.5, 0.0)}
 
 
+def test_a_cluster_that_runs_empty_begins_anew_at_the_farthest_value() -> None:
+    """The third centre is nearest to nothing: left where it is, two clusters would have to serve three groups."""
+    groups = torch.tensor([[0.0, 0.0], [10.0, 0.0], [13.0, 0.0]])
+    data = groups.repeat_interleave(4, 0).double()
+    begun = torch.tensor([[0.0, 0.0], [11.5, 0.0], [99.0, 0.0]], dtype=torch.float64)
+    found = KMeansConfig(clusters=3).build(BOX)._lloyd(data, begun)
+    assert sorted(found[:, 0].tolist()) == [0, 10, 13]
+
+
+def test_lloyds_iteration_that_empties_a_cluster_still_ends_with_all_of_them() -> None:
+    """Of these values one of the centres that k-means++ draws loses all of its own after a round."""
+    data = torch.tensor([[0.0, 5.0], [2.0, 3.0], [3.0, 6.0], [4.0, 0.0], [9.0, 4.0], [11.0, 3.0]])
+    codec = KMeansConfig(clusters=3).build(BOX)
+    codec.fit(data)
+    tokens = codec.encode(data).squeeze(-1)
+    assert codec.is_given.all() and tokens.unique().tolist() == [0, 1, 2]
+    for token in range(3):
+        torch.testing.assert_close(codec.centres[token], data[tokens == token].mean(0))
+
+
+def test_the_class_is_drawn_by_the_seed_as_often_as_it_is_likely() -> None:
+    head, rows = made(offsets="none"), 6000
+    x = normal(1, 4).expand(rows, -1)
+    drawn = head.codec.encode(head(x).sample(torch.arange(rows))).squeeze(-1)
+    share = head(x[:1]).logits[0].softmax(-1)
+    assert share.max() < 0.9, "nothing to draw"
+    torch.testing.assert_close(drawn.bincount(minlength=5) / rows, share, atol=0.02, rtol=0)
+    again = head.codec.encode(head(x).sample(torch.arange(rows))).squeeze(-1)
+    assert torch.equal(again, drawn)
+    one, other = drawn[0], drawn[(drawn != drawn[0]).int().argmax()]
+    assert one != other, "two seeds, two classes"
+
+
 def test_one_cluster_is_the_squared_error() -> None:
     head, x, action = made(clusters=1, offset_weight=3.0), normal(6, 4), (normal(6, 2) / 3).clamp(-1, 1)
     prediction = head(x)

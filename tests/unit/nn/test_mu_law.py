@@ -33,6 +33,16 @@ def test_laws(config: MuLawConfig) -> None:
     check_tokenizer(config.build(Box(shape=(3,))), values, bound=fitted.bound)
 
 
+def test_data_leave_the_bins_as_they_were() -> None:
+    """Numbers mean the same whatever a body's data look like; only the error is measured."""
+    fresh, fitted = (MuLawConfig(bins=16).build(Box(shape=(2,))) for _ in range(2))
+    fitted.fit(torch.tensor([[500.0, 0.01], [-3.0, 0.02]]))
+    assert torch.equal(fitted.edges, fresh.edges) and torch.equal(fitted.centres, fresh.centres)
+    assert not torch.equal(fitted.bound, fresh.bound)
+    x = torch.linspace(-300, 300, 101)[:, None].expand(-1, 2)
+    assert torch.equal(fitted.encode(x), fresh.encode(x))
+
+
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="mu and largest must be positive"):
         MuLawConfig(mu=0.0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from foretoken.core.batch import Step
 from foretoken.core.errors import ConfigError
@@ -35,6 +36,53 @@ def test_every_position_of_a_full_window_is_scored() -> None:
     assert method.window.length == 4
     long = batch.valid.all(1)
     assert long.any() and batch.scored[long].all()
+
+
+def test_the_loss_is_the_mean_over_all_scored_positions() -> None:
+    method, batch = made()
+    errors = method(batch).loss(batch.action)
+    want = sum(errors[row, t] for row, t in batch.scored.nonzero().tolist()) / batch.scored.sum()
+    torch.testing.assert_close(method.loss(batch).total, want)
+    logits = method(batch).logits
+    moved = torch.where(batch.scored[..., None], -batch.action - 1, batch.action)  # mirrored in [-2, 1]
+    for t in range(4):
+        action = batch.action.clone()
+        action[:, t] = moved[:, t]
+        assert not torch.equal(method.loss(batch.replace(action=action)).total, want), t
+    assert torch.equal(method(batch.replace(action=moved)).logits, logits)
+
+
+def test_acting_draws_the_cluster_by_the_steps_seed() -> None:
+    method, batch = made()
+    rows = 6000
+    zeros, no = torch.zeros(rows), torch.zeros(rows, dtype=torch.bool)
+    seen, before = batch.observation[:1, -1].expand(rows, -1), torch.zeros(rows, 3)
+    step = Step(seen, before, zeros, zeros, ~no, no, ~no, zeros.long(), torch.arange(rows))
+
+    def act(step):
+        with torch.no_grad():
+            return method.policy.act(step, method.policy.begin(rows, {})).action
+
+    alone = batch.map(lambda leaf: leaf[:1, -1:])
+    prediction = method(alone.replace(valid=torch.ones(1, 1, dtype=torch.bool)))
+    share, drawn = prediction.logits[0, 0].softmax(-1), act(step)
+    assert share.max() < 0.9, "nothing to draw"
+    of_class = torch.stack([prediction._action(torch.tensor([[token]]))[0, 0] for token in range(8)])
+    distance = (drawn[:, None] - of_class).norm(dim=-1)
+    assert distance.amin(1).max() < 1e-4, "an action is a centre and its offset"
+    torch.testing.assert_close(distance.argmin(1).bincount(minlength=8) / rows, share, atol=0.025, rtol=0)
+    assert torch.equal(act(step), drawn) and not torch.equal(act(step._replace(seed=step.seed + 1)), drawn)
+
+
+def test_centres_are_in_the_checkpoint() -> None:
+    method, _ = made()
+    saved = load(save(dict(method.state_dict())))
+    fresh = bet.smoke().system.build(SPECS["continuous"])
+    assert fresh.head.codec.centres.isnan().all()
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh.head.codec.centres, method.head.codec.centres)
+    fresh.fit({"data": random_store(SPECS["continuous"], seed=1)}, "main")  # and stay what the weights were trained for
+    assert torch.equal(fresh.head.codec.centres, method.head.codec.centres)
 
 
 def test_a_shorter_memory_counts_places_from_its_own_beginning() -> None:

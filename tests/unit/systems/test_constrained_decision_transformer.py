@@ -1,6 +1,7 @@
 """Constrained Decision Transformer: who sees which action, what the loss is, relabelled windows, the temperature, data without costs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from foretoken.data.mixture import Mixture
 from foretoken.data.store import open_store
 from foretoken.data.windows import WindowSampler
 from foretoken.envs.recipes.circle_controllers import CircleControllers
+from foretoken.evaluation.rollout import EpisodeResult
 from foretoken.methods import constrained_cloning as cc
 from foretoken.methods.conditions.return_to_go import ReturnToGoConfig
 from foretoken.methods.pareto import InfeasibleConfig
@@ -251,3 +253,69 @@ def test_safe_only_keeps_what_costs_no_more_than_the_limit(tmp_path) -> None:
 def test_presets_draw_pairs_from_their_data_s_grid() -> None:
     assert cdt.paper().system.pairs == InfeasibleConfig(max_return=600.0, max_decrease=100.0)
     assert cdt.cpu().system.pairs.max_return > cdt.TARGET
+
+
+def played(target, limit, costs, totals):
+    return [
+        EpisodeResult(target=target, episode=i, reset_seed=i, total=total, length=9, cost=cost, target_cost=limit)
+        for i, (cost, total) in enumerate(zip(costs, totals, strict=True))
+    ]
+
+
+def test_figures_are_means_by_what_was_asked_and_costs_are_in_limits() -> None:
+    def figures(*records):
+        last = SimpleNamespace(records=[one for part in records for one in part])
+        return cdt.figures(SimpleNamespace(evaluations=lambda: [None, last]))
+
+    case = 180.0, 10.0, (4.0, 8.0), (100.0, 140.0)
+    assert figures(played(*case), played(250.0, 40.0, (50.0,), (7.0,))) == {
+        "return at 180 within 10": 120.0,
+        "cost / limit at 180 within 10": 0.6,
+        "return at 250 within 40": 7.0,
+        "cost / limit at 250 within 40": 1.25,
+    }
+    assert figures(played(None, None, (4.0, 8.0), (1.0, 2.0))) == {"return": 1.5, "cost": 6.0}
+
+
+def asked_for(target, *limits):
+    return [f"{target:g} within {limit:g}" for limit in limits or cdt.LIMITS]
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, []),
+        ({"cdt": {"cost / limit at 180 within 20": 1.1}}, ["stays"]),
+        ({"cdt": {"cost / limit at 250 within 40": 1.1}}, ["stays"]),
+        # only where CDT keeps the limit that DT breaks does that count
+        ({"cdt": {"cost / limit at 250 within 10": 1.1}}, ["stays", "asked for far more"]),
+        ({"cdt": {"return at 180 within 10": 121.0}}, ["the return never falls"]),
+        ({"cdt": {"return at 250 within 10": 999.0}}, []),
+        ({"bc-safe-20": {"return": 121.0}}, ["earns no less"]),
+        ({"bc-safe-40": {"return": 131.0}}, ["earns no less"]),
+        ({"dt": {"cost / limit at 250 within 10": 1.0}}, ["asked for far more"]),
+        ({"dt": {"cost / limit at 180 within 10": 9.0, "cost / limit at 250 within 10": 0.9}}, ["asked for far more"]),
+    ],
+)
+def test_verdict(change, fails) -> None:
+    kept = {f"cost / limit at {case}": 0.9 for target in (180, 250) for case in asked_for(target)}
+    earned = {
+        f"return at {case}": value
+        for target in (180, 250)
+        for case, value in zip(asked_for(target), (110.0, 120.0, 130.0), strict=True)
+    }
+    results = {
+        "cdt": kept | earned,
+        "dt": kept | earned | {"cost / limit at 250 within 10": 1.5},
+        "bc-safe-20": {"return": 120.0},
+        "bc-safe-40": {"return": 130.0},
+    }
+    noisy = {
+        arm: [
+            {name: value + noise * (name[:6] == "return") for name, value in (row | change.get(arm, {})).items()}
+            for noise in (-30, 0, 30)
+        ]
+        for arm, row in results.items()
+    }
+    broken = [name for name, held in cdt.verdict(noisy).items() if not held]
+    assert len(broken) == len(fails) and all(name.startswith(start) for name, start in zip(broken, fails, strict=True))

@@ -103,9 +103,9 @@ OWN, OTHER = ([f"{name} {rate:g}" for rate in dit_policy.RATES] for name in ("ad
     ("changes", "fails"),
     [
         ({}, set()),
-        ({OWN[0]: {"success": 0.72}, OWN[1]: {"success": 0.8}}, {"over three rates"}),
+        ({OWN[0]: {"success": 0.72}, OWN[1]: {"success": 0.8}, OTHER[0]: {"success": 0.5}}, {"over three rates"}),
         ({OWN[2]: {"success": 0.69}, OTHER[2]: {"success": 0.5}}, {"at its worst"}),
-        (dict.fromkeys(OTHER, {"success": 0.9}), {"points lower"}),
+        ({arm: {"success": 0.9} for arm in OTHER}, {"points lower"}),
         ({OTHER[0]: {"success": 0.9}, OTHER[1]: {"success": 0.9}}, set()),
         ({OWN[1]: {"route distance": 0.16}}, {"routes within"}),
         ({OWN[2]: {"route distance": 0.16}}, set()),

@@ -114,7 +114,14 @@ def test_bins_are_those_of_the_range_and_read_as_minus_one_to_one() -> None:
     config = SMALL.replace(low=-10.0, high=50.0)
     _, method = acting(config)
     raw = torch.tensor([-99.0, -10.0, -9.1, 0.5, 49.9, 99.0])
-    assert method.bin_of(raw / 2).tolist() == [0, 0, 0, 10, 59, 59]
+    bins = method.bin_of(raw / 2)
+    assert bins.tolist() == [0, 0, 0, 10, 59, 59]
+    read = []
+    method.embed_return.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    nothing, rows = torch.zeros(6, 1, 16), torch.ones(6, 1, dtype=torch.bool)
+    method.features(nothing, nothing, raw[:, None] / 2, rows.long(), rows)
+    middles = (bins - 29.5) / 30  # of the bins, with the ends of the range at -1 and 1
+    torch.testing.assert_close(read[0].flatten(), middles)
 
 
 # -- acting

@@ -43,7 +43,8 @@ def register_worlds() -> None:
             gymnasium.register(id, entry_point=partial(_single, id))
 
 
-def _single(id: str, **nothing: Any) -> WorldEnv:
-    if nothing:
-        raise ConfigError(f"{id} takes no settings of its own, got {nothing}; other settings are other ids")
+def _single(id: str, **settings: Any) -> WorldEnv:
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given:
+        raise ConfigError(f"{id} takes no settings of its own, got {given}; other settings are other ids")
     return WorldEnv(make_world(id, 1))

@@ -37,6 +37,7 @@ class RepeatPrevious(World):
     def __init__(self, rows: int, id: str, *, back: int, decks: int = 1) -> None:
         super().__init__(rows)
         self.back, self.cards = back, _SUITS * _EACH * decks
+        self.delays = (back, back)
         self.spec = Spec(
             observation=Discrete(n=_SUITS), action=Discrete(n=_SUITS), environment=id, max_episode_steps=self.cards
         )

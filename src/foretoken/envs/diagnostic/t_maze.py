@@ -33,6 +33,8 @@ class TMaze(World):
 
     Attributes:
         clue: (B,) int64, -1 (down) or 1 (up); corridor: (B,) int64, the junction's place; place: (B,) int64, 0 .. corridor.
+
+    `info["delay"]` is the corridor's length: so many steps must the clue be kept.
     """
 
     num_tasks = 1
@@ -47,6 +49,7 @@ class TMaze(World):
             max_episode_steps=horizon,
         )
         self.shortest = horizon if shortest is None else shortest
+        self.delays = (self.shortest - 1, horizon - 1)
         self.clue, self.corridor, self.place = (np.zeros(rows, np.int64) for _ in range(3))
 
     def observe(self) -> np.ndarray:
@@ -73,7 +76,7 @@ class TMaze(World):
         turned = (self.place == self.corridor) & (action % 2 == 1)
         success = turned & ((action == UP) == (self.clue > 0))
         self.place = np.clip(self.place + _ALONG[action], 0, self.corridor)
-        return success.astype(np.float64), turned, {"success": success}
+        return success.astype(np.float64), turned, {"success": success, "delay": self.corridor.copy()}
 
 
 IDS = {f"foretoken/TMaze-{horizon}-v0": {"horizon": horizon} for horizon in (30, 50, 90, 150, 300, 600)} | {

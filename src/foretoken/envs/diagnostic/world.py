@@ -30,7 +30,7 @@ _NOISE, _TASK = 1, 2  # streams of random numbers of one seed
 
 
 class Outcome(NamedTuple):
-    """What one step brought, one entry per row. `info` may hold "regret", "cost" and "success", (B,) each."""
+    """What one step brought, one entry per row. `info` may hold "regret", "cost", "success", "route" and "delay", (B,) each."""
 
     reward: np.ndarray  # (B,) float64
     terminated: np.ndarray  # (B,) bool
@@ -56,12 +56,15 @@ class World(ABC):
         spec: spaces, the id it is registered under, and `max_episode_steps`, after which an episode is truncated.
         num_tasks: how many tasks there are; 0 = endless (any integer is one).
         arrays: names of the attributes that are a row's state beside `task`, `seed` and `clock`.
+        delays: the fewest and the most steps over which something must be remembered; None where that is not the question.
+            Where they differ, `info["delay"]` is the episode's.
         task, seed: (B,) int64 and uint64, as given to `begin`; clock: (B,) int64, actions taken in the episode.
     """
 
     spec: Spec
     num_tasks: int = 0
     arrays: tuple[str, ...] = ()
+    delays: tuple[int, int] | None = None
 
     def __init__(self, rows: int) -> None:
         if rows < 1:

@@ -28,8 +28,14 @@ class Dynamics(nn.Module, ABC):
         """Of windows whose observations and actions come as vectors; masks and rewards are the batch's."""
 
     @abstractmethod
-    def begin(self, observation_BTO: Tensor, action_BTA: Tensor, valid_BT: Tensor) -> State:
-        """The state after reading a left-padded history, whose last action is still to be chosen."""
+    def begin(
+        self, observation_BTO: Tensor, action_BTA: Tensor, valid_BT: Tensor, seed_B: Tensor | None = None
+    ) -> State:
+        """The state after reading a left-padded history, whose last action is still to be chosen.
+
+        With seeds (B,) int64 the observations of `step` are drawn, each row's by its own; otherwise they are the likeliest. A
+        model that knows a single outcome answers that.
+        """
 
     @abstractmethod
     def step(self, state: State, action_RA: Tensor) -> tuple[Tensor, State]:

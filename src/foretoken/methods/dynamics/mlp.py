@@ -75,7 +75,9 @@ class MLPDynamics(Dynamics):
         of_reward, _ = masked_mean((reward - self.reward(batch.reward[:, :-1])).square(), scored)
         return Loss(of_change + of_reward, {"observation": of_change, "reward": of_reward}, weight=count)
 
-    def begin(self, observation_BTO: Tensor, action_BTA: Tensor, valid_BT: Tensor) -> State:
+    def begin(
+        self, observation_BTO: Tensor, action_BTA: Tensor, valid_BT: Tensor, seed_B: Tensor | None = None
+    ) -> State:
         return {"observation": observation_BTO[:, -1]}
 
     def step(self, state: State, action_RA: Tensor) -> tuple[Tensor, State]:

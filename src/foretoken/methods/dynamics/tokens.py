@@ -3,7 +3,8 @@
     o_1 .. o_n  a_1 .. a_m   o_1 .. o_n  a_1 .. a_m   ...      G = n + m tokens a step
 
 The next observation is predicted token by token: its first one at the last action, which also tells the reward, the others at
-the one before. Actions are read and never predicted. Imagined steps feed back the likeliest tokens; rewards are expectations.
+the one before. Actions are read and never predicted. Imagined steps feed back the likeliest tokens, for planning, or tokens
+drawn by seeds, which show how unsure the model is; rewards are expectations.
 Many sequences of actions after one history cost one reading of it: rows of the state are copied (`core.state.gather`).
 
 The same tokens with the loss on the actions alone are a policy, `methods.token_cloning`. Schubert et al. 2023, arXiv 2305.10912.
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foretoken.core import random
 from foretoken.core.batch import Batch, Loss, masked_mean
 from foretoken.core.config import Config, configures
 from foretoken.core.spec import Box, Spec
@@ -170,20 +172,27 @@ class TokenDynamics(Dynamics):
         total = of_observation + of_reward / stream.n
         return Loss(total, {"observation": of_observation, "reward": of_reward}, weight=count)
 
-    def begin(self, observation_BTO: Tensor, action_BTA: Tensor, valid_BT: Tensor) -> State:
-        return self.stream.begin(*self.stream.encode(observation_BTO, action_BTA), valid_BT)
+    def begin(
+        self, observation_BTO: Tensor, action_BTA: Tensor, valid_BT: Tensor, seed_B: Tensor | None = None
+    ) -> State:
+        state = self.stream.begin(*self.stream.encode(observation_BTO, action_BTA), valid_BT)
+        return state if seed_B is None else {**state, "seed": seed_B}
 
     def step(self, state: State, action_RA: Tensor) -> tuple[Tensor, State]:
-        stream, network = self.stream, state["network"]
+        stream, network, seed_R = self.stream, state["network"], state.get("seed")
         last_R1D = stream.of_observation(state["seen"][:, -1], stream.n - 1)
         done_RmD = stream.of_action(stream.action.encode(action_RA))
         y_RD, network = stream.read(torch.cat((last_R1D, done_RmD), dim=1), network)
         reward_R = self.reward.expectation(self.next_reward(y_RD).softmax(-1)[:, None])[:, 0]
-        seen = [self.next_token(y_RD).argmax(-1)]
-        for entry in range(stream.n - 1):
-            y_RD, network = stream.read(stream.of_observation(seen[-1], entry), network)
-            seen.append(self.next_token(y_RD).argmax(-1))
-        return reward_R, {"network": network, "seen": torch.stack(seen, dim=1)}
+        seen: list[Tensor] = []
+        for entry in range(stream.n):
+            if seen:
+                y_RD, network = stream.read(stream.of_observation(seen[-1], entry - 1), network)
+            logits_RV = self.next_token(y_RD)
+            best_R = logits_RV.argmax(-1)
+            seen.append(best_R if seed_R is None else random.categorical(logits_RV, random.split(seed_R, entry)))
+        after = {"network": network, "seen": torch.stack(seen, dim=1)}
+        return reward_R, after if seed_R is None else {**after, "seed": random.split(seed_R, stream.n)}
 
     def observation(self, state: State) -> Tensor:
         values: Tensor = self.stream.observation.decode(state["seen"])

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from foretoken import presets
 from foretoken.core import Card
 from foretoken.core.spec import Spec
 from foretoken.envs.diagnostic import make_world
@@ -141,15 +142,22 @@ def dark_room() -> Experiment:
     )  # fmt: skip
 
 
+def offline() -> Experiment:
+    """As `cpu`, and with its weights, but acting by the likeliest action on a given dataset alone; evaluation gives none.
+
+    `begin` of its policy is told the data (see `ContextPolicy`), in a rollout by `Job(0, context={"prompt_action": ...})`.
+    """
+    run = cpu()
+    return run.replace(system=run.system.replace(memory="never", reading="window", acting="mode"))
+
+
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = dark_room()
     recipe = RollIns(environment="foretoken/DarkRoom-7x7-v0", kind="uniform", tasks=4, blocks=1, horizon=40)
-    return run.replace(
-        system=run.system.replace(context=6, backbone=uniform_stack(AttentionConfig(), 16, 2)),
-        source=Offline(recipe=recipe, held_out=0.0),
-        training=run.training.replace(updates=20, batch_size=8, evaluate_every=20, log_every=10),
-        evaluation=Evaluation(episodes=2, trial=2, tasks="held-out", max_steps=5),
+    system = run.system.replace(context=6, backbone=uniform_stack(AttentionConfig(), 16, 2))
+    return presets.smoke(run.replace(source=Offline(recipe=recipe, held_out=0.0)), system).replace(
+        evaluation=Evaluation(episodes=2, trial=2, tasks="held-out", max_steps=5)
     )
 
 
@@ -178,36 +186,27 @@ def figures(run: Run) -> Mapping[str, float]:
         returns = returns_by_episode(last)
         best = reference_returns(last.environment, None, trials=len(returns), episodes=1, seed=seed).mean()
         share = returns.mean(0) / best
-        return {
-            "episode 1": float(share[0]),
-            "episode 10": float(share[9]),
-            "last 5 episodes": float(share[-5:].mean()),
-        }
+        named = {f"episode {number}": float(share[number - 1]) for number in (1, 10)}
+        return named | {"last 5 episodes": float(share[-5:].mean())}
     method = load(run.path)
     assert isinstance(method, DecisionPretraining) and isinstance(run.spec, Spec)
     greedy = DecisionPretraining(method.config.replace(acting="mode"), run.spec)
     greedy.load_state_dict(method.state_dict())
     likeliest = evaluate(greedy, run.spec, run.experiment.evaluation, seed=seed)
-    trials = len(last.records)
     players = {"Thompson": Thompson(), "UCB": UCB(), "empirical mean": EmpiricalMean(), "uniform": UniformRandom()}
+    where, trials = last.environment, len(last.records)
+    lost = {name: reference_regrets(where, player, trials=trials, seed=seed) for name, player in players.items()}
     return {
         "regret": float(regrets(last)[:, -1].mean()),
         "regret by mode": float(regrets(likeliest)[:, -1].mean()),
-        **{
-            f"regret of {name}": float(
-                reference_regrets(last.environment, player, trials=trials, seed=seed)[:, -1].mean()
-            )
-            for name, player in players.items()
-        },
-        **offline_losses(method.eval(), last.environment, trials=trials, pulls=50, seed=seed),
+        **{f"regret of {name}": float(curves_NT[:, -1].mean()) for name, curves_NT in lost.items()},
+        **offline_losses(method.eval(), where, trials=trials, pulls=50, seed=seed),
     }
 
 
-def offline_losses(
-    method: DecisionPretraining, environment: str, *, trials: int, pulls: int, seed: int
-) -> Mapping[str, float]:
+def offline_losses(method: DecisionPretraining, where: str, *, trials: int, pulls: int, seed: int) -> dict[str, float]:
     """Mean gap to the best arm of decisions from given pulls of uneven arms: ours, with rewards shuffled, and LCB's."""
-    world = make_world(environment, trials)
+    world = make_world(where, trials)
     assert isinstance(world, Bandit)
     task = np.array([world.task_of("held-out", number) for number in range(trials)])
     (played,) = record(world, MixedArms().build(world), task, np.arange(trials) + 1_000_003 * (seed + 1))
@@ -216,7 +215,6 @@ def offline_losses(
     for a, r in zip(action, reward, strict=True):
         nothing = np.zeros(trials, bool)
         cautious.learn(Experience(world.observe(), a, r, world.observe(), nothing, nothing, ~nothing))
-    mixed = np.random.default_rng(seed).permuted(reward, axis=0)
 
     def chosen(rewards: np.ndarray) -> np.ndarray:
         seen = torch.zeros(trials, pulls, 1)
@@ -229,7 +227,7 @@ def offline_losses(
     means, rows = world.means, np.arange(trials)
     choices = {
         "offline loss": chosen(reward),
-        "offline loss, rewards shuffled": chosen(mixed),
+        "offline loss, rewards shuffled": chosen(np.random.default_rng(seed).permuted(reward, axis=0)),
         "offline loss of LCB": cautious.act(world),
     }
     lost = {name: float((means.max(1) - means[rows, choice]).mean()) for name, choice in choices.items()}
