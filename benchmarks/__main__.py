@@ -1,4 +1,4 @@
-"""foretoken's speed beside d3rlpy's, TorchRL's and Hugging Face's, measured in one run.
+"""foretoken's speed beside d3rlpy's, TorchRL's, Hugging Face's and sb3-contrib's, measured in one run.
 
     pip install "foretoken[bench,minari]"
     pip install --no-deps d3rlpy==2.8.1                   it pins gymnasium 1.0.0, which TorchRL and foretoken refuse
@@ -27,7 +27,7 @@ from benchmarks.made import Data
 from benchmarks.report import Job, renewed
 from benchmarks.rounds import CLOCKS, TOLERANCE, Settings, tell
 
-JOBS = ("training", "acting", "streaming", "windows", "mixers", "worlds")
+JOBS = ("training", "acting", "streaming", "windows", "mixers", "memory", "worlds")
 LEAST = 60_000
 HEAD = f"""# Performance
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("torch", "numpy", "d3rlpy", "torchrl", "tensordict", "transformers", "minari", "gymnasium")
+LIBRARIES = (
+    "torch", "numpy", "d3rlpy", "torchrl", "tensordict", "transformers", "stable-baselines3", "sb3-contrib", "minari", "gymnasium",
+)  # fmt: skip
 
 
 def version(library: str) -> str:

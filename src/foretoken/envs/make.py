@@ -31,7 +31,10 @@ _PACKAGES = (
     _Package("gym_aloha", "gym-aloha", ("gym_aloha/",)),
     _Package("metaworld", "metaworld", ("Meta-World/",)),
     _Package("shimmy", "shimmy[dm-control]", ("dm_control/",)),
-    _Package("memory_gym", "--no-deps memory-gym", ("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-")),
+    _Package("popgym", "foretoken[memory]", ("popgym-",)),
+    _Package(
+        "memory_gym", "--no-deps memory-gym pygame-ce", ("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-")
+    ),
     _Package(
         "highway_env", "highway-env", ("highway-", "parking-", "roundabout-", "intersection-", "merge-", "racetrack-")
     ),
@@ -63,13 +66,23 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env:
         )
     kwargs.setdefault("disable_env_checker", True)
     try:
-        return gymnasium.make(id, **kwargs)
+        return tuple_as_dict(gymnasium.make(id, **kwargs))
     except gymnasium.error.DependencyNotInstalled as problem:
         raise MissingExtra(f"{id} needs a package that is not installed: {problem}; {_extra(id)}") from problem
     except ModuleNotFoundError as problem:
         raise MissingExtra(f"{id} needs the module {problem.name!r}, which is not installed; {_extra(id)}") from problem
     except TypeError as problem:
         raise ConfigError(f"{id} could not be made with {kwargs}: {problem}") from problem
+
+
+def tuple_as_dict(env: gymnasium.Env) -> gymnasium.Env:
+    """An environment of POPGym whose observation is a Tuple, with the same as a Dict whose keys are "0", "1", ...; others as they are."""
+    space = env.observation_space
+    if not isinstance(space, gymnasium.spaces.Tuple) or not type(env.unwrapped).__module__.startswith("popgym."):
+        return env
+    named = gymnasium.spaces.Dict({str(i): part for i, part in enumerate(space.spaces)})
+    change = lambda seen: {str(i): part for i, part in enumerate(seen)}  # noqa: E731
+    return gymnasium.wrappers.TransformObservation(env, change, named)
 
 
 def register(id: str) -> None:

@@ -25,7 +25,7 @@ class Traced:
 
     Only for policies with `steady(step, state)`, which says whether the operations of `act` depend on shapes alone at that
     step. After `after` such steps of equal shapes they are traced on the CPU, and the trace is used if it agrees with the
-    policy in `TRIALS` trials. The weights must not change meanwhile: make a new one for every rollout.
+    policy in `TRIALS` trials. After a change of weights call `renew`.
     """
 
     def __init__(self, policy: Policy, after: int = AFTER) -> None:
@@ -33,6 +33,11 @@ class Traced:
         self._graphs: dict[Any, _Graph | None] = {}
         self._seen: dict[Any, int] = {}
         self._last: tuple[State, list[Tensor], bool, _Graph] | None = None
+        self._doubted: set[Any] = set()
+
+    def renew(self) -> None:
+        """Graphs must agree with the policy once more before they are used: what was computed from weights may be a constant in them."""
+        self._last, self._doubted = None, {key for key, graph in self._graphs.items() if graph is not None}
 
     def begin(self, rows: int, context: Any) -> State:
         return self.policy.begin(rows, context)
@@ -65,6 +70,11 @@ class Traced:
             except RuntimeError as problem:
                 log.debug("%s is not traced: %s", type(self.policy).__name__, problem)
                 self._graphs[key] = None
+        graph = self._graphs[key]
+        if key in self._doubted and graph is not None:
+            self._doubted.remove(key)
+            if not graph.agrees(leaves):
+                self._graphs[key] = None
         return self._graphs[key]
 
 
@@ -72,15 +82,20 @@ class _Graph:
     """A trace of `act` that was seen to agree with it. Raises RuntimeError where there is none."""
 
     def __init__(self, act: "_Act", leaves: list[Tensor]) -> None:
-        copies = lambda: [leaf.clone() for leaf in leaves]  # noqa: E731
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every number that is read from a tensor
-            self._replay = torch.jit.trace(act, tuple(copies()), check_trace=False)
+            self._replay = torch.jit.trace(act, tuple(_copies(leaves)), check_trace=False)
+        self._act = act
         for _ in range(TRIALS):  # a graph is optimised in its first runs
-            if not all(torch.equal(a, b) for a, b in zip(act(*copies()), self._replay(*copies()), strict=True)):
+            if not self.agrees(leaves):
                 raise RuntimeError("the trace answers otherwise")
         self._shape = act.shape
         self.kept: list[Tensor] = []
+
+    def agrees(self, leaves: list[Tensor]) -> bool:
+        """Whether it answers what the policy does, bit for bit."""
+        pairs = zip(self._act(*_copies(leaves)), self._replay(*_copies(leaves)), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
 
     def run(self, leaves: list[Tensor]) -> Any:
         """Action, state and record; the state's tensors are in `kept`."""
@@ -108,6 +123,10 @@ class _Act(nn.Module):
         answers = (decision.action, decision.state, decision.record)
         self.shape = tuple(_filled(part, repeat(None)) for part in answers)
         return tuple(_leaves(answers))
+
+
+def _copies(leaves: list[Tensor]) -> list[Tensor]:
+    return [leaf.clone() for leaf in leaves]
 
 
 def _leaves(tree: Any) -> list[Tensor]:

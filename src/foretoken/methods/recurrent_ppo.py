@@ -25,7 +25,7 @@ from foretoken.core.config import Config, configures
 from foretoken.core.errors import ConfigError
 from foretoken.core.method import Context, Method, Policy
 from foretoken.core.spec import Box, Dict, Discrete, MultiDiscrete, Space, Spec, Window, leaves
-from foretoken.core.state import State
+from foretoken.core.state import State, detach
 from foretoken.core.store import EpisodeStore, joint_statistics
 from foretoken.nn.embed.actions import ActionEmbedding
 from foretoken.nn.embed.observations import ObservationConfig
@@ -131,7 +131,7 @@ class RecurrentPPO(Method):
         _start(self)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._check_head(inner)
-        self._check_streaming(spec)
+        self.check_reach(spec.max_episode_steps + 1)
         columns = ("observation", "action", "reward", "terminated")
         self.window = Window(length=config.segment, columns=columns, final=True)
 
@@ -145,12 +145,13 @@ class RecurrentPPO(Method):
                 f"{lack}, which a policy gradient needs; choose a Gaussian or a categorical head"
             ) from None
 
-    def _check_streaming(self, spec: Spec) -> None:
+    def check_reach(self, longest: int) -> None:
+        """Raises ConfigError where a mixer that must hold a whole memory is too small for one of `longest` steps."""
         for facts in (block.mixer.facts for block in self.backbone.layers()):
-            longest, reach = spec.max_episode_steps + 1, facts.max_context
+            reach = facts.max_context
             if facts.grain > 1 or (facts.streaming == "within_window" and reach is not None and longest > reach):
                 raise ConfigError(
-                    f"the policy reads single steps of episodes of up to {longest}; a mixer streams by {facts.grain} and keeps "
+                    f"the policy reads single steps of memories of up to {longest}; a mixer streams by {facts.grain} and keeps "
                     f"{reach}: give attention a window, or a larger capacity"
                 )
 
@@ -199,7 +200,8 @@ class RecurrentPPO(Method):
         tokens = Tokens(
             valid=None if _surely(batch.valid) else batch.valid, fresh=None if _surely(~batch.fresh) else batch.fresh
         )
-        mixed = self.backbone(x_BTD, batch.get("memory"), tokens=tokens, read=read)
+        memory = batch.get("memory")
+        mixed = self.backbone(x_BTD, memory and detach(memory), tokens=tokens, read=read)
         return mixed.y, mixed.aux
 
     def forward(self, batch: Batch, read: slice = slice(None)) -> Prediction:
@@ -228,8 +230,10 @@ class RecurrentPPO(Method):
         (batch,), config = batches, self.config
         y, aux = self.run(batch)
         prediction, value = self.answer(y, batch.observation)
-        mean = lambda values: masked_mean(values, batch.scored)[0]  # noqa: E731
-        log_ratio = torch.where(batch.scored, prediction.log_prob(batch.action) - batch.log_prob, 0.0)
+        count, ignored = batch.scored.sum(), ~batch.scored
+        least = count.clamp(min=1)
+        mean = lambda values: values.masked_fill(ignored, 0.0).sum() / least  # noqa: E731
+        log_ratio = (prediction.log_prob(batch.action) - batch.log_prob).masked_fill(ignored, 0.0)
         policy_loss = mean(clipped_surrogate(log_ratio, batch.advantage, config.clip))
         if config.value_clip is None:
             value_loss = mean(value.loss(batch.target))
@@ -237,16 +241,19 @@ class RecurrentPPO(Method):
             value_loss = mean(clipped_value_loss(value.value, batch.value, batch.target, config.value_clip))
         entropy = mean(prediction.entropy())
         own = {name: part for name, part in aux.items() if name.endswith("loss")}
-        total = policy_loss + config.value_weight * value_loss - self.entropy_weight() * entropy
+        total = policy_loss + config.value_weight * value_loss
+        if config.entropy or config.final_entropy:
+            total = total - self.entropy_weight() * entropy
+        moved = log_ratio.detach()
         metrics = {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "kl": mean(approximate_kl(log_ratio.detach())),
-            "clipped": mean((log_ratio.detach().exp() - 1).abs().gt(config.clip).float()),
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "kl": mean(approximate_kl(moved)),
+            "clipped": mean((moved.exp() - 1).abs().gt(config.clip).float()),
             **own,
         }
-        return Loss(sum(own.values(), total), metrics=metrics, weight=batch.scored.sum().to(total.dtype))
+        return Loss(sum(own.values(), total), metrics=metrics, weight=count.to(total.dtype))
 
     def entropy_weight(self) -> Tensor | float:
         """The weight after as many updates as there were."""

@@ -76,6 +76,7 @@ class BlockConfig(Config):
         parallel: mixer and feed-forward read one norm and their outputs are added together (GPT-J; Zhong et al. 2022, arXiv
             2212.06011). A norm for each would be the same functions, for its scale and shift are those of the next linear layer.
         gate: "none" adds a part's output y to the stream x; "gru" lets a GRU's gates choose between x and relu(y) (GTrXL).
+        gate_bias: how far such gates are closed at the start: at 2 a part takes 0.12 of the stream's place, at 0 half of it.
         norm: "layer" or "rms".
         norm_eps: added to the variance.
         dropout: on the mixer's output.
@@ -88,6 +89,7 @@ class BlockConfig(Config):
     order: Literal["pre", "post"] = "pre"
     parallel: bool = False
     gate: Literal["none", "gru"] = "none"
+    gate_bias: float = 2.0
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     dropout: float = 0.0
@@ -106,17 +108,17 @@ class BlockConfig(Config):
 
 
 class GRUGate(nn.Module):
-    """out = (1 - z) x + z tanh(W_n y + U_n (r x)) with r, z = sigmoid(W y + U x), the bias of z starting at -2.
+    """out = (1 - z) x + z tanh(W_n y + U_n (r x)) with r, z = sigmoid(W y + U x), the bias of z starting at -bias.
 
-    Parisotto et al. 2020 (GTrXL, arXiv 1910.06764): with small weights out is 0.88 x at the start, so that learning begins
-    from a nearly reactive policy.
+    Parisotto et al. 2020 (GTrXL, arXiv 1910.06764): with a bias of 2 and small weights out is 0.88 x at the start, so that
+    learning begins from a nearly reactive policy.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, bias: float = 2.0) -> None:
         super().__init__()
         self.choose = nn.Linear(2 * width, 2 * width, bias=False)  # r and z of x and y
         self.propose = nn.Linear(2 * width, width, bias=False)  # of r x and y
-        self.closed = nn.Parameter(torch.full((width,), 2.0))
+        self.closed = nn.Parameter(torch.full((width,), bias))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         r, z = self.choose(torch.cat((x, y), dim=-1)).chunk(2, dim=-1)
@@ -131,7 +133,7 @@ class _Residual(nn.Module):
         super().__init__()
         kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
         self.norm, self.before = kind(width, eps=config.norm_eps), config.order == "pre"
-        self.gate = GRUGate(width) if config.gate == "gru" else None
+        self.gate = GRUGate(width, config.gate_bias) if config.gate == "gru" else None
         self.modulation = nn.Linear(config.condition_width, 3 * width) if config.condition_width else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)  # adaLN-zero: every layer starts as the unconditioned one

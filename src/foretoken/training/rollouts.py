@@ -8,8 +8,6 @@ So a rollout lasts `epochs * num_slots * steps / (window.length * batch_size)` u
 """
 
 import itertools
-import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from foretoken.core import state as state_trees
 from foretoken.core.batch import Batch
 from foretoken.core.config import Config, configures
 from foretoken.core.errors import CheckpointError, ConfigError
-from foretoken.core.method import Method
+from foretoken.core.method import Method, Policy
 from foretoken.core.spec import Window
 from foretoken.core.state import State
 from foretoken.envs.play import acting
-from foretoken.envs.slots import Job, Slots, Tick, follow
+from foretoken.envs.slots import Job, Tick
+from foretoken.envs.traced import Traced
+from foretoken.training.player import Player
 from foretoken.training.seeding import mix
 
-log = logging.getLogger(__name__)
+TRACE_AFTER = 100  # steady decisions, after which they are replayed by a graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +84,24 @@ class RolloutSource:
         world_size: int = 1,
         folder: Path | None = None,
     ) -> None:
-        if world_size > 1:
-            raise ConfigError(f"a Rollouts source works in one process, got {world_size}; set training.devices=1")
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.stores: Mapping[str, Any] = {}
-        self.resumes: list[dict[str, Any]] = []
-        self._slots = self._new_slots()
-        self.spec = self._slots.spec
+        jobs = lambda: (Job(number, episodes=config.trial) for number in itertools.count())  # noqa: E731
+        self.player = Player("rollouts", config, jobs, seed=seed, world_size=world_size)
+        self.spec = self.player.spec
         self._method: Method | None = None
-        self._tick: Tick | None = None
-        self._state: State | None = None
         self._earned = np.zeros(config.num_slots)
         self._segments: Batch | None = None
         self._saved: Mapping[str, Any] | None = None
 
-    def _new_slots(self) -> Slots:
-        config = self.config
-        jobs = (Job(number, episodes=config.trial) for number in itertools.count())
-        seed = mix(self.seed, "rollouts")
-        return Slots(config.environment, jobs, num_slots=config.num_slots, seed=seed, max_steps=config.max_steps)
+    @property
+    def resumes(self) -> list[dict[str, Any]]:
+        """What every resuming brought."""
+        return self.player.resumes
 
     def connect(self, method: Method) -> None:
         """Raises ConfigError where the rollout cannot be cut into the method's windows, or these into whole minibatches."""
-        self._method, self._length = method, method.window.length
+        self._method, self._length, self._policy = method, method.window.length, Traced(method.policy, TRACE_AFTER)
         steps, count = self.config.steps, self.config.num_slots * (self.config.steps // self._length)
         if steps % self._length:
             raise ConfigError(f"rollouts steps must be a multiple of the method's window {self._length}, got {steps}")
@@ -116,53 +110,53 @@ class RolloutSource:
                 f"a rollout has {count} segments of {self._length} steps, which batch_size must divide, got {self.batch_size}"
             )
         self._minibatches = count // self.batch_size
+        check = getattr(method, "check_reach", None)
+        if check is not None:  # the method knows how long an episode is, but not how many share a memory
+            check(self.config.trial * (self.spec.max_episode_steps + 1))
 
     def advance(self, update: int) -> Mapping[str, float]:
         """Plays a new rollout where the last one has been learned from; returns means over the episodes that ended in it."""
         if self._method is None:
             raise ConfigError("a Rollouts source needs a policy; call connect(method) first")
+        self.player.attend(self._method)
         if self._saved is not None:
             self._go_back()
         if update % (self.config.epochs * self._minibatches):
             return {}
         self._ended: list[dict[str, float]] = []
-        device = next((p.device for p in self._method.parameters()), torch.device("cpu"))
+        self._policy.renew()
         with acting(self._method), torch.no_grad():
-            rollout, memories = self._play(self._method, device)
-            rollout = self._method.annotate(rollout.to(device)).to("cpu")
+            rollout, memory = self._play(self._policy)
+            rollout = self._method.annotate(rollout.to(self.player.device)).to("cpu")
         cut = lambda leaf: leaf[:, : self.config.steps].unflatten(1, (-1, self._length)).flatten(0, 1)  # noqa: E731
-        memory = tree_map(lambda *leaves: torch.stack(leaves, 1).flatten(0, 1), *memories)
         self._segments = rollout.map(cut).replace(memory=memory)
         told = {name: [one[name] for one in self._ended if name in one] for name in ("return", "length", "success")}
         return {f"episode_{name}": float(np.mean(values)) for name, values in told.items() if values}
 
-    def _play(self, method: Method, device: torch.device) -> tuple[Batch, list[State]]:
-        """What the slots show and the policy answers, (B, steps + 1, ...), and the policy's state at the start of each segment."""
-        policy, steps = method.policy, self.config.steps
-        tick = self._tick or self._observe(self._slots.start())
-        seen, memories = [], list[State]()
+    def _play(self, policy: Policy) -> tuple[Batch, State]:
+        """What the slots show and the policy answers, (B, steps + 1, ...), and its state at the start of each segment."""
+        player, steps, length = self.player, self.config.steps, self._length
+        tick = player.tick or self._observe(player.start())
+        seen, memory = [], dict[str, Any]()
         for at in range(steps + 1):
-            self._state = follow(self._state, tick, policy.begin, device)
-            # what a state holds may be written in place by the decisions that follow
-            kept = tree_map(torch.clone, dict(self._state)) if at % self._length == 0 else self._state
-            if at % self._length == 0 and at < steps:
-                memories.append(state_trees.to(kept, "cpu"))
-            step = tree_map(lambda leaf: leaf.to(device), tick.step)
-            decision = policy.act(step, self._state if at < steps else kept, explore=True)
+            state = player.follow(policy)
+            if at == steps:  # what a state holds may be written in place, and the next rollout goes on from this one
+                state = tree_map(torch.clone, dict(state))
+            elif at % length == 0:
+                memory = memory or tree_map(lambda leaf: _room(leaf, steps // length), dict(state))
+                tree_map(lambda room, leaf, at=at: room[:, at // length].copy_(leaf), memory, dict(state))
+            decision = player.decide(policy, state)
             seen.append(_noted(tick, decision.action, decision.record))
             if at < steps:
-                self._state = decision.state
-                tick = self._observe(self._slots.advance(decision.action))
+                tick = self._observe(player.move(decision))
         columns = tree_map(lambda *leaves: torch.stack(leaves, 1), *seen)
         for name in ("reward", "terminated", "truncated"):  # a tick tells what the action before it brought
             columns[name] = torch.cat((columns[name][:, 1:], torch.zeros_like(columns[name][:, :1])), dim=1)
         columns["scored"][:, -1] = False
-        return Batch(columns), memories
+        return Batch(columns), tree_map(lambda room: room.flatten(0, 1), memory)
 
-    def _observe(self, tick: Tick | None) -> Tick:
-        """Keeps the tick, and notes the episodes that end with it."""
-        assert tick is not None, "jobs never run out"
-        self._tick = tick
+    def _observe(self, tick: Tick) -> Tick:
+        """Notes the episodes that end with a tick."""
         self._earned = np.where(tick.step.first.numpy(), 0.0, self._earned) + tick.reward
         for row in tick.ended.tolist():
             told = {"return": self._earned[row], "length": float(tick.step.timestep[row])}
@@ -184,7 +178,7 @@ class RolloutSource:
         order = np.random.default_rng(mix(self.seed, "order", update - place, epoch))
         rows = order.permutation(self._minibatches * self.batch_size)[part * self.batch_size :][: self.batch_size]
         chosen = torch.from_numpy(np.sort(rows))
-        return self._segments.map(lambda leaf: leaf[chosen])
+        return self._segments.map(lambda leaf: leaf.index_select(0, chosen))
 
     def held_out(self, view: str, window: Window, number: int) -> Batch | None:
         return None
@@ -194,8 +188,7 @@ class RolloutSource:
         if self._saved is not None:
             return self._saved
         return {
-            "slots": self._slots.save() if self._tick is not None else None,
-            "state": self._state,
+            **(self.player.save() if self.player.tick is not None else {"slots": None, "state": None}),
             "earned": self._earned,
             "segments": self._segments,
             "resumes": self.resumes,
@@ -209,31 +202,30 @@ class RolloutSource:
         """Environments, episodes in progress and rollout as they were when the state was saved."""
         assert self._saved is not None
         state, self._saved = self._saved, None
-        self.resumes = list(state["resumes"])
+        self.player.resumes = list(state["resumes"])
         if state["slots"] is None:
             return
-        self._slots.close()
-        self._slots = self._new_slots()
-        restored = self._slots.load(state["slots"])
-        if restored.tick is None or len(restored.tick.number) != self.config.num_slots:
+        if len(state["slots"]["rows"]) != self.config.num_slots:
             raise CheckpointError(f"the checkpoint has other slots than rollouts num_slots={self.config.num_slots}")
-        self._tick, self._earned = restored.tick, np.array(state["earned"])
-        self._earned[restored.tick.step.first.numpy()] = 0.0
-        self._state = state_trees.to(state["state"], next(self._method.parameters()).device)  # type: ignore[union-attr]
+        tick, self._earned = self.player.load(state), np.array(state["earned"])
+        self._earned[tick.step.first.numpy()] = 0.0
         self._segments = None if state["segments"] is None else Batch(state["segments"])
-        self.resumes.append({"grades": dict(Counter(restored.grades)), "notes": list(restored.notes)})
-        log.info("rollouts resumed; slots by grade: %s", self.resumes[-1]["grades"])
+
+
+def _room(leaf: Tensor, count: int) -> Tensor:
+    """An empty (B, count, ...) on the CPU for so many of a state's leaf."""
+    return torch.empty(len(leaf), count, *leaf.shape[1:], dtype=leaf.dtype)
 
 
 def _noted(tick: Tick, action: Any, record: Mapping[str, Tensor]) -> dict[str, Any]:
     """What is kept of one moment, (B, ...); reward, terminated and truncated are those of the action before."""
     step = tick.step
     fresh = torch.zeros_like(step.first).index_fill(0, tick.born, True)
-    here = {
+    return {
         "observation": dict(step.observation) if isinstance(step.observation, Mapping) else step.observation,
         "previous_action": step.previous_action,
         "previous_reward": step.previous_reward,
-        "action": action,
+        "action": action.cpu() if isinstance(action, Tensor) else tree_map(lambda leaf: leaf.cpu(), action),
         "reward": torch.from_numpy(tick.reward).float(),
         "terminated": torch.from_numpy(tick.terminated),
         "truncated": torch.from_numpy(tick.truncated),
@@ -243,6 +235,5 @@ def _noted(tick: Tick, action: Any, record: Mapping[str, Tensor]) -> dict[str, A
         "first": step.first,
         "final": step.final,
         "fresh": fresh,
-        **record,
+        **{name: leaf.cpu() for name, leaf in record.items()},
     }
-    return tree_map(lambda leaf: leaf.cpu(), here)

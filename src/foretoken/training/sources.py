@@ -1,4 +1,6 @@
-"""Where batches come from: recorded stores (Offline), the live policy's own episodes (Replay), and several at once (Together).
+"""Where batches come from: recorded stores (Offline), and several sources at once (Together).
+
+The live policy's episodes are `foretoken.training.replay`, its newest steps alone `foretoken.training.rollouts`.
 
 A source is built for one run: `config.build(batch_size=, seed=, rank=, world_size=, folder=)`. What it draws is a pure
 function of (seed, view, update, micro-batch) and of the data stored; processes take parts of the same drawn rows, so
@@ -6,27 +8,22 @@ together they see exactly the batch that one process would see.
 """
 
 import hashlib
-import itertools
 import logging
-from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
 from foretoken.core.batch import Batch
 from foretoken.core.config import Config, configures
 from foretoken.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from foretoken.core.method import Method
 from foretoken.core.names import nearest
-from foretoken.core.spec import Spec, Window, leaves
+from foretoken.core.spec import Window
 from foretoken.core.state import nbytes
 from foretoken.data.embedded import cache_folder, embedded_names, open_embedded
-from foretoken.data.episode import Episode
 from foretoken.data.imports import import_dataset
 from foretoken.data.mixture import Mixture
 from foretoken.data.store import Store, open_store
@@ -34,10 +31,9 @@ from foretoken.data.transforms import top_fraction
 from foretoken.data.windows import WindowSampler
 from foretoken.envs.recipes import open_recipe, recipe_names
 from foretoken.envs.recipes.base import RecipeConfig
+from foretoken.training.drawing import Drawing
+from foretoken.training.replay import Replay as Replay  # configs written before it moved name it here
 from foretoken.training.seeding import mix
-
-if TYPE_CHECKING:
-    from foretoken.envs.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -80,37 +76,6 @@ def _fingerprint(path: Path) -> str:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-
-
-class _Drawing(ABC):
-    """What sources over stores share: seeds, parts, and annotation of every batch as it is drawn, without gradient."""
-
-    spec: Spec
-    stores: Mapping[str, Any]
-
-    def __init__(self, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        self.batch_size, self.seed, self.part = batch_size, seed, (rank, world_size)
-        self._method: Method | None = None
-
-    def connect(self, method: Method) -> None:
-        self._method = method
-
-    def draw(self, view: str, window: Window, update: int, micro: int = 0) -> Batch:
-        """This process's part of the batch for (view, update, micro)."""
-        seed = self._draw_seed(view, update, micro)
-        return self._annotate(self._sampler(window).draw(self.batch_size, seed, part=self.part))
-
-    def _draw_seed(self, view: str, update: int, micro: int) -> int:
-        return mix(self.seed, "draw", view, update, micro)
-
-    def _annotate(self, batch: Batch) -> Batch:
-        if self._method is None or type(self._method).annotate is Method.annotate:
-            return batch
-        with torch.no_grad():
-            return self._method.annotate(batch)
-
-    @abstractmethod
-    def _sampler(self, window: Window) -> WindowSampler | Mixture: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +123,7 @@ class Offline(Config):
 
 
 @configures(Offline)
-class OfflineSource(_Drawing):
+class OfflineSource(Drawing):
     """Draws windows from stores. `method.annotate` sees each batch when it is drawn.
 
     Args:
@@ -260,288 +225,6 @@ def _split(store: Store, fraction: float, seed: int) -> tuple[Store, Store | Non
     order = np.random.default_rng(mix(seed, "split")).permutation(len(groups))
     held = np.isin(owner, groups[order[:kept]])
     return store.subset(np.flatnonzero(~held)), store.subset(np.flatnonzero(held))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay(Config):
-    """Episodes that the policy plays while it learns.
-
-    Args:
-        environment: Gymnasium id.
-        steps: environment steps per update, in all slots together; may be below 1.
-        num_slots: episodes played at once.
-        warmup_episodes: episodes played before the first update.
-        capacity: batches come from the newest episodes that hold so many steps together; 0 = from all. On the disk all are kept.
-        target_return: what the policy is asked for while collecting; None asks for nothing.
-        max_steps: episodes are truncated after so many actions; 0 leaves that to the environment.
-    """
-
-    environment: str
-    steps: float = 1.0
-    num_slots: int = 8
-    warmup_episodes: int = 8
-    capacity: int = 0
-    target_return: float | None = None
-    max_steps: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("num_slots", 1), ("warmup_episodes", 1), ("capacity", 0), ("max_steps", 0), ("steps", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"replay {name} must be at least {least}, got {getattr(self, name)}")
-
-
-@configures(Replay)
-class ReplaySource(_Drawing):
-    """Plays with the live policy (exploring) and draws windows from the finished episodes, which are kept in a growing store.
-
-    `method.annotate` sees each batch when it is drawn. A resumed run cuts the store back to its checkpoint and goes on in
-    the middle of the episodes that were being played; `resumes` tells in which grade (see `foretoken.envs.slots`), once
-    per resume. Where an environment could not be put back, its episode is dropped and the run is no longer bit-identical.
-
-    Args:
-        folder: the run's folder, where the store `replay` is kept; None keeps it in memory, without resuming.
-    """
-
-    def __init__(
-        self,
-        config: Replay,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        folder: Path | None = None,
-    ) -> None:
-        if world_size > 1:
-            raise ConfigError(f"a Replay source works in one process, got {world_size}; set training.devices=1")
-        super().__init__(batch_size, seed, rank, world_size)
-        self.config, self.stores = config, {}
-        self._slots = self._new_slots()
-        self.spec = self._slots.spec
-        self.resumes: list[dict[str, Any]] = []
-        self._path = None if folder is None else Path(folder) / "replay"
-        self._store: Store | None = None
-        self._recordings: dict[int, _Recording] = {}
-        self._ended: list[Episode] = []
-        self._tick: Any = None
-        self._state: Any = None
-        self._warm_actions = -1
-        self._saved: Mapping[str, Any] | None = None
-        self._samplers: dict[Window, WindowSampler] = {}
-
-    def _new_slots(self) -> "Slots":
-        from foretoken.envs.slots import Job, Slots
-
-        jobs = (Job(number, target=self.config.target_return) for number in itertools.count())
-        seed = mix(self.seed, "replay")
-        return Slots(
-            self.config.environment, jobs, num_slots=self.config.num_slots, seed=seed, max_steps=self.config.max_steps
-        )
-
-    def connect(self, method: Method) -> None:
-        """A stage begins: its updates, which count from 0 again, pay for their own steps."""
-        super().connect(method)
-        self._warm_actions = -1
-
-    def advance(self, update: int) -> Mapping[str, float]:
-        """Plays until `steps` per update have been made since the warm-up; returns means over the episodes that ended."""
-        from foretoken.envs.play import acting
-
-        if self._method is None:
-            raise ConfigError("a Replay source needs a policy; call connect(method) first")
-        if self._saved is not None:
-            self._go_back()
-        if self._store is None:
-            self._store = self._open(0)
-        before = self._store.num_episodes
-        policy = self._method.policy
-        with acting(self._method), torch.no_grad():
-            while before + len(self._ended) < self.config.warmup_episodes:
-                self._play(policy)
-            if self._warm_actions < 0:
-                self._warm_actions = self._slots.num_actions
-            while self._slots.num_actions < self._warm_actions + self.config.steps * (update + 1):
-                self._play(policy)
-        if not self._ended:
-            return {}
-        self._store.extend(self._ended)
-        self._ended.clear()
-        if self.config.capacity:
-            self._samplers.clear()
-        ended = self._store.episodes
-        return {
-            "episode_return": float(np.mean(ended["return"][before:])),
-            "episode_length": float(np.mean(ended["length"][before:])),
-        }
-
-    def _play(self, policy: Any) -> None:
-        """One decision for every slot."""
-        from foretoken.envs.slots import follow
-
-        device = next((p.device for p in self._method.parameters()), torch.device("cpu"))  # type: ignore[union-attr]
-        if self._tick is None:
-            self._observe(self._slots.start())
-        step = (
-            self._tick.step
-            if device.type == "cpu"
-            else torch.utils._pytree.tree_map(lambda leaf: leaf.to(device), self._tick.step)
-        )
-        self._state = follow(self._state, self._tick, policy.begin, device)
-        decision = policy.act(step, self._state, explore=True)
-        self._state = decision.state
-        self._observe(self._slots.advance(decision.action))
-
-    def _observe(self, tick: Any) -> None:
-        """Notes what the slots show; episodes that ended wait for the end of `advance`, where all go to the disk at once."""
-        self._tick = tick
-        for row, number in enumerate(tick.number.tolist()):
-            self._recordings.setdefault(number, _Recording(self.spec)).add(tick, row)
-        for row in tick.ended.tolist():
-            self._ended.append(self._recordings.pop(int(tick.number[row])).episode(tick, row))
-
-    def held_out(self, view: str, window: Window, number: int) -> Batch | None:
-        return None
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """How many episodes the store has, all on the disk by now, and the episodes in progress."""
-        if self._saved is not None:
-            return self._saved
-        if self._store is None or self._path is None:
-            return {"episodes": -1 if self._store is not None else 0, "resumes": self.resumes}
-        return {
-            "episodes": self._store.num_episodes,
-            "warm_actions": self._warm_actions,
-            "slots": self._slots.save(),
-            "state": self._state,
-            "recordings": {str(number): recording.save() for number, recording in self._recordings.items()},
-            "resumes": self.resumes,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self._path is None or state["episodes"] < 0:
-            raise CheckpointError(
-                "a Replay source that keeps its episodes in memory cannot resume; build it with folder=<run folder>"
-            )
-        if state["episodes"]:
-            self._stored(state["episodes"])
-        # Carried out by the next `advance`: when a later stage of the run has a state of its own, it overrides this one,
-        # whose shorter store must then not have been cut.
-        self._saved = state
-
-    def _go_back(self) -> None:
-        """Store, environments and episodes in progress as they were when the state was saved."""
-        assert self._saved is not None
-        state, self._saved = self._saved, None
-        self.resumes = list(state["resumes"])
-        if "slots" not in state:
-            return
-        if self._store is not None:
-            self._store.close()
-        self._store = self._open(state["episodes"])
-        self._samplers.clear()
-        self._slots.close()
-        self._slots = self._new_slots()
-        restored = self._slots.load(state["slots"])
-        self._tick, self._state, self._warm_actions = restored.tick, state["state"], state["warm_actions"]
-        playing = set(self._tick.number.tolist())
-        saved = {int(number): _Recording(self.spec, kept) for number, kept in state["recordings"].items()}
-        self._recordings = {number: recording for number, recording in saved.items() if number in playing}
-        for row, number in enumerate(self._tick.number.tolist()):
-            # a dropped episode's slot shows the first step of the next one, which nobody has noted yet
-            if number not in saved and not self._tick.step.final[row]:
-                self._recordings[number] = _Recording(self.spec)
-                self._recordings[number].add(self._tick, row)
-        self.resumes.append(
-            {"episodes": state["episodes"], "grades": dict(Counter(restored.grades)), "notes": list(restored.notes)}
-        )
-        log.info("replay resumed with %d episodes; slots by grade: %s", state["episodes"], self.resumes[-1]["grades"])
-
-    def _open(self, episodes: int) -> Store:
-        """The store cut back to so many episodes; a new one where there is none."""
-        if self._path is None:
-            return Store.create(None, self.spec)
-        if not episodes and not (self._path / "store.json").is_file():
-            about = {"collected_by": "Replay", "environment": self.config.environment, "seed": self.seed}
-            return Store.create(self._path, self.spec, about=about)
-        store = self._stored(episodes)
-        store.truncate(episodes)
-        return store
-
-    def _stored(self, episodes: int) -> Store:
-        """The store in the run's folder. Raises CheckpointError where it lacks some of the first `episodes`."""
-        assert self._path is not None
-        if not (self._path / "store.json").is_file():
-            raise CheckpointError(
-                f"the checkpoint needs {episodes} episodes of the store {self._path}, which does not exist"
-            )
-        store = open_store(self._path)
-        if store.num_episodes < episodes:
-            raise CheckpointError(
-                f"the checkpoint needs {episodes} episodes of the store {self._path}, which has {store.num_episodes}"
-            )
-        return store
-
-    def _sampler(self, window: Window) -> WindowSampler:
-        if self._store is None or not self._store.num_episodes:
-            raise DataError("the replay store is empty; call advance(update) before draw")
-        if window not in self._samplers:
-            self._samplers[window] = WindowSampler(self._store, window, episodes=self._newest())
-        return self._samplers[window]
-
-    def _newest(self) -> np.ndarray | None:
-        """Numbers of the newest episodes that hold `capacity` steps together; None for all."""
-        assert self._store is not None
-        if not self.config.capacity:
-            return None
-        steps = np.cumsum(np.asarray(self._store.episodes["length"])[::-1])
-        count = max(1, int(np.searchsorted(steps, self.config.capacity, side="right")))
-        return np.arange(self._store.num_episodes - count, self._store.num_episodes) if count < len(steps) else None
-
-
-class _Recording:
-    """The steps of one episode being played."""
-
-    def __init__(self, spec: Spec, saved: Mapping[str, Any] | None = None) -> None:
-        self._observation: dict[str, list[np.ndarray]] = {path: [] for path in leaves(spec.observation)}
-        self._action: dict[str, list[np.ndarray]] = {path: [] for path in leaves(spec.action)}
-        self._reward: list[float] = []
-        if saved is not None:
-            self._observation = {path: list(steps) for path, steps in saved["observation"].items()}
-            self._action = {path: list(steps) for path, steps in saved["action"].items()}
-            self._reward = saved["reward"].tolist()
-
-    def add(self, tick: Any, row: int) -> None:
-        """Notes a step and, beside it, the action and reward that led to it."""
-        from foretoken.envs.spaces import read_leaf
-
-        for kept, tree in ((self._observation, tick.step.observation), (self._action, tick.step.previous_action)):
-            for path, steps in kept.items():
-                steps.append(read_leaf(tree, path)[row].cpu().numpy())
-        self._reward.append(float(tick.reward[row]))
-
-    def save(self) -> dict[str, Any]:
-        return {
-            "observation": {path: np.stack(steps) for path, steps in self._observation.items()},
-            "action": {path: np.stack(steps) for path, steps in self._action.items()},
-            "reward": np.array(self._reward),
-        }
-
-    def episode(self, tick: Any, row: int) -> Episode:
-        """The episode that ended at this row."""
-        from foretoken.envs.spaces import build_tree
-
-        length = len(self._reward) - 1
-        terminated, truncated = np.zeros(length, bool), np.zeros(length, bool)
-        terminated[-1], truncated[-1] = tick.terminated[row], tick.truncated[row]
-        return Episode(
-            observation=build_tree({path: np.stack(steps) for path, steps in self._observation.items()}),
-            action=build_tree({path: np.stack(steps[1:]) for path, steps in self._action.items()}),
-            reward=np.array(self._reward[1:], np.float32),
-            terminated=terminated,
-            truncated=truncated,
-            facts={"job": int(tick.number[row])},
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,3 +80,32 @@ def test_a_trace_that_answers_otherwise_is_not_used():
     traced = Traced(Moody(), after=1)
     answers = [traced.act(step(0, 1), {}).action - step(0, 1).observation for _ in range(3)]
     assert list(traced._graphs.values()) == [None] and torch.allclose(answers[2] - answers[1], torch.ones(()))
+
+
+def test_after_a_change_of_weights_a_trace_follows_them_or_is_dropped():
+    traced = Traced(policy(), after=2)
+    method, steps = traced.policy.method, [step(t, 2, first=t == 0) for t in range(8)]
+    for _ in range(3):
+        both(traced.policy, traced, steps)
+        with torch.no_grad():
+            for weight in method.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        traced.renew()
+    both(traced.policy, traced, steps)
+    assert [graph is not None for graph in traced._graphs.values()] == [True]
+
+    class Caching:
+        weight = 1.0  # no tensor: a constant in the trace
+
+        def steady(self, step, state):
+            return True
+
+        def act(self, step, state, *, explore=False):
+            return Decision(step.observation * self.weight, state)
+
+    caching = Caching()
+    traced, told = Traced(caching, after=1), step(0, 1)
+    assert torch.equal(traced.act(told, {}).action, told.observation) and None not in traced._graphs.values()
+    caching.weight = 2.0
+    traced.renew()
+    assert torch.equal(traced.act(told, {}).action, 2 * told.observation) and None in traced._graphs.values()

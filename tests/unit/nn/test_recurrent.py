@@ -7,7 +7,7 @@ from torch import nn
 from foretoken.core.errors import ConfigError
 from foretoken.nn.mixer import Tokens
 from foretoken.nn.mixers.gru import GRUConfig
-from foretoken.nn.mixers.lstm import LSTMConfig
+from foretoken.nn.mixers.lstm import LSTMConfig, _alike, _in_pieces, _Run
 from foretoken.nn.mixers.min_gru import MinGRUConfig
 from foretoken.nn.stack import BlockConfig, StackConfig
 
@@ -39,6 +39,40 @@ def test_torch_has_the_same_values_and_gradients(config, marked: bool) -> None:
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     results = gradients(got, weight, [x, *mixer.cell.parameters()]), gradients(want, weight, [x, *layer.parameters()])
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 1.0])
+@pytest.mark.parametrize(("rows", "length"), [(1, 2), (3, 40), (7, 64)])
+def test_between_boundaries_of_memory_the_fast_kernel_does_what_the_plain_loop_does(rows, length, share) -> None:
+    mixer, _ = twins(LSTMConfig)
+    cell, kind = mixer.cell, {"dtype": torch.float64, "requires_grad": True}
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    inputs = [torch.randn(rows, length, 8, **kind), torch.randn(rows, 8, **kind), torch.randn(rows, 8, **kind)]
+    fresh = torch.rand(rows, length) < share
+    given = nn.functional.linear(inputs[0], weights[0], weights[2] + weights[3])
+    answers = _in_pieces(*inputs, weights, fresh), _Run.apply(given, *inputs[1:], weights[1], None, fresh)
+    torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
+    of_y, of_c = torch.randn(rows, length, 8, dtype=torch.float64), torch.randn(rows, 8, dtype=torch.float64)
+    results = [torch.autograd.grad((y * of_y).sum() + (c * of_c).sum(), (*inputs, *weights)) for y, c in answers]
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+def test_in_single_precision_it_is_the_fast_kernel_that_runs(monkeypatch) -> None:
+    mixer, x, fresh = LSTMConfig().build(8), torch.randn(3, 40, 8), torch.rand(3, 40) < 0.2
+    fast = mixer(x, mixer.initial_state(3), tokens=Tokens(fresh=fresh))
+    monkeypatch.setattr("foretoken.nn.mixers.lstm._in_pieces", None)
+    plain = mixer.double()(x.double(), mixer.initial_state(3), tokens=Tokens(fresh=fresh))
+    torch.testing.assert_close(fast.y.double(), plain.y, rtol=1e-5, atol=1e-6)
+    for name in "hc":
+        torch.testing.assert_close(fast.state[name].double(), plain.state[name], rtol=1e-5, atol=1e-6)
+
+
+def test_pieces_of_like_lengths_go_together() -> None:
+    sizes = sorted([100, 99, 90, *[10] * 40, *[9] * 200, 1], reverse=True)
+    groups = _alike(sizes)
+    assert [i for group in groups for i in range(group.start, group.stop)] == list(range(len(sizes)))
+    padded = [sum(sizes[group.start] - size for size in sizes[group]) for group in groups]
+    assert max(padded) <= 128 and len(groups) == 3 and _alike([7]) == [slice(0, 1)]
 
 
 @pytest.mark.parametrize("config", TORCH)

@@ -149,6 +149,36 @@ def test_a_fresh_memory_is_a_new_start_and_rows_do_not_meet() -> None:
         )
 
 
+def test_the_first_memory_tokens_are_drawn_independently() -> None:
+    """Not one random vector for all of them, as in RATE's released code: different, of one size, and in no relation."""
+    torch.manual_seed(0)
+    wide = StackConfig(width=64, num_layers=1, pattern=ATTENTION.pattern)
+    memory = RecurrentMemoryConfig(backbone=wide, memory_tokens=8, segment=2).build().memory.detach()
+    alike = torch.corrcoef(memory) - torch.eye(8)
+    assert alike.abs().max() < 0.5 and torch.linalg.matrix_rank(memory) == 8
+    assert abs(float(memory.std()) - 1) < 0.1
+
+
+def test_a_row_begins_with_the_learned_memory_whoever_is_beside_it() -> None:
+    """One row is in its third segment when another begins; that one answers as it does alone, and as any other would there."""
+    module = build("valve, mutual")
+    x, _ = drawn()
+    with torch.no_grad():
+        alone = streamed(module, x[:1], Tokens(), [17])[0]
+        _, late = streamed(module, 3 * x, Tokens(), [9])
+        fresh = torch.tensor([[False], [True], [False]])
+        beside, state = x[[1, 0, 2]], late
+        parts = []
+        for t in range(17):
+            told = Tokens(fresh=fresh if t == 0 else torch.zeros_like(fresh))
+            y, state, _ = module(beside[:, t : t + 1], state, tokens=told)
+            parts.append(y)
+        got = torch.cat(parts, 1)
+        torch.testing.assert_close(got[1:2], alone)
+        after = streamed(module, torch.cat((3 * x[:, :9], beside), 1), Tokens(), [9] + [1] * 17)[0][:, 9:]
+        torch.testing.assert_close(got[[0, 2]], after[[0, 2]])
+
+
 def test_state_keeps_its_shape_and_nothing_is_asked_of_an_empty_sequence() -> None:
     module = build("valve, mutual")
     x, tokens = drawn()

@@ -154,6 +154,15 @@ def test_gates_start_nearly_closed() -> None:
     torch.testing.assert_close(gate(x, torch.randn_like(x)), x)
 
 
+@pytest.mark.parametrize(("bias", "passed"), [(0.0, 0.5), (2.0, 0.8808), (40.0, 1.0)])
+def test_how_far_gates_are_closed_is_a_setting(bias: float, passed: float) -> None:
+    pattern = (BlockConfig(gate="gru", gate_bias=bias),)
+    gate = StackConfig(width=8, num_layers=1, pattern=pattern, init_std=0.0).build().layers()[0].around_mixer.gate
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(gate(x, torch.randn_like(x)), passed * x, rtol=1e-4, atol=1e-6)
+    assert BlockConfig().gate_bias == 2.0
+
+
 def test_what_feed_forwards_add_to_the_loss_is_told_by_layer() -> None:
     stack = build(CONFIGS["experts"]).train()
     x, valid = torch.randn(2, 6, 8, dtype=torch.float64), torch.rand(2, 6) < 0.7

@@ -30,6 +30,12 @@ def system(mixer=GRU, segment=8, **changes):
 
 
 SMALL = system()
+MIXERS = {
+    "gru": GRU,
+    "transformer-xl": TransformerXLConfig(memory=5),
+    "a ring written in place": AttentionConfig(window=6, positions="rotary"),
+    "memory tokens": RecurrentMemoryConfig(backbone=StackConfig(width=8, num_layers=1), memory_tokens=2, segment=6),
+}
 
 
 def made(environment="foretoken/TMaze-Mixed-30-v0", method=SMALL, batch_size=4, seed=0, **source):
@@ -42,14 +48,6 @@ def made(environment="foretoken/TMaze-Mixed-30-v0", method=SMALL, batch_size=4, 
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
-
-
-MIXERS = {
-    "gru": GRU,
-    "transformer-xl": TransformerXLConfig(memory=5),
-    "a ring written in place": AttentionConfig(window=6, positions="rotary"),
-    "memory tokens": RecurrentMemoryConfig(backbone=StackConfig(width=8, num_layers=1), memory_tokens=2, segment=6),
-}
 
 
 @pytest.mark.parametrize("environment", ["foretoken/TMaze-Mixed-30-v0", "CartPole-v1"])
@@ -92,6 +90,47 @@ def test_a_truncated_episode_goes_on_from_the_value_of_its_final_observation():
         assert torch.isclose(whole.target[row, step], 1 + 0.5 * whole.value[row, step + 1])
 
 
+def test_a_rollout_is_continued_by_the_value_of_the_observation_after_it():
+    source, _ = made("CartPole-v1", system(trace=0.0, discount=0.5, normalise=False), num_slots=4, steps=8, epochs=1)
+    source.advance(0)
+    first = source._segments
+    source.advance(1)  # with the same weights: the next rollout begins with the observation that was looked at
+    second = source._segments
+    going = first.scored[:, -1] & ~first.terminated[:, -1]
+    assert going.any() and len(first.value) == 4
+    target = first.reward[:, -1] + 0.5 * second.value[:, 0]
+    assert torch.equal(first.target[going, -1], target[going])
+
+
+@pytest.mark.parametrize("mixer", ["gru", "transformer-xl", "a ring written in place"])
+def test_traced_decisions_are_the_policys_own_bit_for_bit(mixer, monkeypatch):
+    def played(after):
+        monkeypatch.setattr("foretoken.training.rollouts.TRACE_AFTER", after)
+        source, method = made(method=system(MIXERS[mixer]), steps=32, epochs=1)
+        found = []
+        for update in range(12):
+            source.advance(update)
+            found.append(source._segments)
+            with torch.no_grad():
+                for weight in method.parameters():
+                    weight.mul_(1.01)
+        return found, [graph for graph in source._policy._graphs.values() if graph is not None]
+
+    (plain, none), (traced, graphs) = played(10**9), played(3)
+    assert graphs and not none
+    assert all(same(dict(a), dict(b)) for a, b in zip(plain, traced, strict=True))
+
+
+def test_memory_is_data_and_kept_once(monkeypatch):
+    source, method = made(method=system(MIXERS["transformer-xl"]))
+    source.advance(0)
+    drawn = source.draw("data", Window(length=8), 0)
+    kept, one = tree_leaves(source._segments.memory), tree_leaves(method.backbone.initial_state(1))
+    assert [leaf.shape for leaf in kept] == [(16, *leaf.shape[1:]) for leaf in one]
+    assert all(leaf.untyped_storage().nbytes() == leaf.nbytes for leaf in kept)
+    assert not any(leaf.requires_grad for leaf in tree_leaves(dict(drawn)))
+
+
 def test_memory_outlives_episodes_inside_a_trial():
     source, _ = made("foretoken/Bandit-v0", steps=32, trial=2, num_slots=2, max_steps=3, batch_size=1)
     source.advance(0)
@@ -123,15 +162,24 @@ def test_the_same_seed_plays_the_same_and_another_otherwise():
     assert not torch.equal(one._segments.observation, other._segments.observation)
 
 
-@pytest.mark.parametrize("environment", ["foretoken/TMaze-Mixed-30-v0", "CartPole-v1"])
+@pytest.mark.parametrize(
+    ("environment", "settings"),
+    [
+        ("foretoken/TMaze-Mixed-30-v0", {}),
+        ("CartPole-v1", {}),
+        ("foretoken/Bandit-v0", {"trial": 2, "max_steps": 5}),
+        ("CartPole-v1", {"trial": 2, "method": system(MIXERS["a ring written in place"])}),
+        ("foretoken/TMaze-Mixed-30-v0", {"method": system(MIXERS["a ring written in place"])}),
+    ],
+)
 @pytest.mark.parametrize("at", [3, 8])
-def test_a_saved_source_goes_on_bit_for_bit(at, environment):
-    whole, method = made(environment)
+def test_a_saved_source_goes_on_bit_for_bit(at, environment, settings):
+    whole, method = made(environment, **settings)
     for update in range(at):
         whole.advance(update)
     tensors = {}
     plain = json.loads(json.dumps(pack(whole.state_dict(), tensors)))
-    resumed, other = made(environment)
+    resumed, other = made(environment, **settings)
     other.load_state_dict(method.state_dict())
     resumed.load_state_dict(unpack(plain, {name: tensor.clone() for name, tensor in tensors.items()}))
     for update in range(at, 18):
@@ -161,6 +209,10 @@ def test_what_does_not_fit_is_told():
         made(steps=30)
     with pytest.raises(ConfigError, match="16 segments of 8 steps, which batch_size must divide, got 3"):
         made(batch_size=3)
+    short = system(AttentionConfig(capacity=40, positions="rotary"))
+    made(method=short)
+    with pytest.raises(ConfigError, match="memories of up to 62; a mixer streams by 1 and keeps 40"):
+        made(method=short, trial=2)
     with pytest.raises(ConfigError, match="epochs must be at least 1, got 0"):
         Rollouts(environment="CartPole-v1", epochs=0)
     source, _ = made()

@@ -196,10 +196,10 @@ class TestReplay:
         warm = store.num_episodes
         assert warm >= 2 and told["episode_return"] == pytest.approx(store.episodes["return"].mean())
         assert source._method.training and source._method.asked.tolist()[0] == 20.0
-        before = source._slots.num_actions
+        before = source.player.slots.num_actions
         for update in range(1, 31):
             source.advance(update)
-        assert source._slots.num_actions - before == pytest.approx(120, abs=3)
+        assert source.player.slots.num_actions - before == pytest.approx(120, abs=3)
         batch = source.draw("data", WINDOW, 30)
         assert batch["observation"].shape == (8, 3, 4) and equal(batch, source.draw("data", WINDOW, 30))
         assert open_store(tmp_path / "replay").num_episodes == store.num_episodes
@@ -214,7 +214,7 @@ class TestReplay:
         env = gymnasium.make("CartPole-v1")
         for number in range(source._store.num_episodes):
             kept = source._store.episode(number)
-            observation, _ = env.reset(seed=reset_seed(source._slots.seed, int(kept.facts["job"])))
+            observation, _ = env.reset(seed=reset_seed(source.player.slots.seed, int(kept.facts["job"])))
             assert np.array_equal(observation, kept.observation[0])
             for t, action in enumerate(kept.action):
                 observation, reward, terminated, truncated, _ = env.step(int(action))
@@ -270,9 +270,9 @@ class TestReplay:
         source.advance(0)
         first = source.state_dict()
         source.connect(Chooser())
-        before = source._slots.num_actions
+        before = source.player.slots.num_actions
         source.advance(0)
-        assert source._slots.num_actions - before == pytest.approx(4, abs=3)
+        assert source.player.slots.num_actions - before == pytest.approx(4, abs=3)
         for update in range(1, 40):
             source.advance(update)
         second, told = source.state_dict(), source.advance(40)

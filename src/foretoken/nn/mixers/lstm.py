@@ -12,6 +12,7 @@ wider or narrower than the tokens are brought back by a linear layer.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -101,10 +102,71 @@ def _run(
                 h, c = torch.lstm_cell(x_t, (h, c), *weights)
                 outputs.append(h)
             return torch.stack(outputs, 1), c
-        y, _, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
-        return y, c[0]
+        y, _, c = _fused(x, h, c, weights)
+        return y, c
+    if valid is None and fresh is not None and x.numel() and (x.device.type, x.dtype) == ("cpu", torch.float32):
+        return _in_pieces(x, h, c, (w_ih, w_hh, b_ih, b_hh), fresh)
     result: tuple[Tensor, Tensor] = _Run.apply(F.linear(x, w_ih, b_ih + b_hh), h, c, w_hh, valid, fresh)
     return result
+
+
+def _fused(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """All outputs, and h and c after the last, by PyTorch's own kernel."""
+    y, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+    return y, h[0], c[0]
+
+
+_SHUT = 1e4  # squashes to exactly 0 and 1
+_SPARE = 128  # padding that takes as long as one more call of the kernel
+
+
+def _in_pieces(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Tensor, ...], fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrence by PyTorch's kernel, which knows no boundaries of memory, on the pieces between these.
+
+    Pieces of like lengths go together, the shorter ones padded at their end by tokens that close the input gates and open the
+    forget gates, so that cells stay as they are.
+    """
+    (rows, length), (w_ih, *others) = fresh.shape, weights
+    begins = fresh.numpy().copy()
+    begins[:, 0] = True
+    at = np.flatnonzero(begins)  # first tokens of the pieces, rows laid out after one another
+    size = np.diff(at, append=rows * length)
+    order = np.argsort(-size, kind="stable")
+    at, size = at[order], size[order]
+    groups = _alike(size.tolist())
+    longest = np.concatenate([np.full_like(size[group], size[group.start]) for group in groups])
+    here = np.arange(longest.sum()) - np.repeat(np.cumsum(longest) - longest, longest)
+    exists = here < np.repeat(size, longest)
+    tokens = np.repeat(at, longest) + np.where(exists, here, 0)
+    back = np.empty(rows * length, np.int64)
+    back[tokens[exists]] = np.flatnonzero(exists)
+    ends = np.flatnonzero((at + size) % length == 0)
+    pick = lambda values, index: values.index_select(0, torch.from_numpy(index))  # noqa: E731
+
+    goes_on = torch.from_numpy(~fresh.numpy().ravel()[at, None])
+    h, c = (torch.where(goes_on, pick(part, at // length), 0) for part in (h, c))
+    shut = w_ih.new_tensor([-_SHUT, _SHUT, 0, 0]).repeat_interleave(h.shape[-1])
+    weights = (torch.cat((w_ih, shut[:, None]), dim=1), *others)
+    # padding takes its piece's first token, which has no effect there and so no gradient
+    given = torch.cat((pick(x.flatten(0, 1), tokens), torch.from_numpy(~exists[:, None]).to(x.dtype)), dim=1)
+    outputs, cells = [], []
+    for group, part in zip(groups, given.split([int(longest[group].sum()) for group in groups]), strict=True):
+        y, _, cell = _fused(part.unflatten(0, (group.stop - group.start, -1)), h[group], c[group], weights)
+        outputs.append(y.flatten(0, 1))
+        cells.append(cell)
+    y, c = pick(torch.cat(outputs), back), pick(torch.cat(cells), ends[np.argsort(at[ends])])
+    return y.unflatten(0, (rows, length)), c
+
+
+def _alike(sizes: list[int]) -> list[slice]:
+    """Descending sizes in groups whose members, brought to the length of the longest, are padded by about `_SPARE` together."""
+    groups, first, spare = list[slice](), 0, 0
+    for i, size in enumerate(sizes):
+        spare += sizes[first] - size
+        if spare > _SPARE:
+            groups.append(slice(first, i))
+            first, spare = i, 0
+    return [*groups, slice(first, len(sizes))]
 
 
 class _Run(torch.autograd.Function):

@@ -55,6 +55,7 @@ def transformer_xl(
         mixer=TransformerXLConfig(num_heads=num_heads, memory=memory),
         feed_forward=MLPConfig(expansion=2.0),
         gate="gru" if variant == "gtrxl" else "none",
+        gate_bias=2.0,
         order="post" if variant == "trxl" else "pre",
     )
     return StackConfig(width=width, num_layers=num_layers, pattern=(block,), init_std=width**-0.5)
@@ -108,9 +109,9 @@ def claim() -> Claim:
     """Acceptance experiment: T-mazes of 2 to 30 steps, 128,000 steps of experience, 200 episodes of evaluation, three seeds.
 
     Cheaper than its page: corridors are shorter and of mixed length, width is 32 instead of 64, seeds are three instead of five
-    (so all of them must succeed), the reordered variant and the reactive cart-pole are left out. The LSTM has 1.2
-    times GTrXL's parameters, the Transformer-XL without gates 0.44 times; without memory is the gated network with its attention
-    replaced by a scale per feature.
+    (so all of them must succeed), the reordered variant and the reactive cart-pole are left out. The LSTM and the reactive MLP
+    have as many parameters as GTrXL within 5 %, the Transformer-XL without gates 0.44 times. Without memory are two: the gated
+    network with its attention replaced by a scale per feature, and residual MLPs that are shown the observation alone.
     """
     run = cpu()
 
@@ -118,7 +119,10 @@ def claim() -> Claim:
         return run.replace(system=run.system.replace(backbone=backbone))
 
     gated = transformer_xl("gtrxl", 32, 4, num_heads=2, memory=32)
-    lstm = StackConfig(width=80, num_layers=1, pattern=(BlockConfig(mixer=LSTMConfig()),), init_std=80**-0.5)
+    lstm = StackConfig(width=73, num_layers=1, pattern=(BlockConfig(mixer=LSTMConfig()),), init_std=73**-0.5)
+    nothing = ConvConfig(window=1, groups=1)
+    layers = BlockConfig(mixer=nothing, feed_forward=MLPConfig(expansion=2.0))
+    reactive = arm(StackConfig(width=72, num_layers=4, pattern=(layers,), init_std=72**-0.5))
     return Claim(
         says="On T-mazes of 2 to 30 steps GTrXL turns the right way in >= 95 % of 200 episodes in each of three seeds; a Transformer-XL "
         "without gates and reordering does so in fewer seeds or needs >= 1.5 times the steps to 80 %; without memory it is <= 60 %.",
@@ -126,7 +130,8 @@ def claim() -> Claim:
             "gtrxl": arm(gated),
             "trxl": arm(transformer_xl("trxl", 32, 4, num_heads=2, memory=32)),
             "lstm": arm(lstm),
-            "memoryless": arm(with_mixer(gated, ConvConfig(window=1, groups=1))),
+            "memoryless": arm(with_mixer(gated, nothing)),
+            "reactive": reactive.replace(system=reactive.system.replace(previous_action=False, previous_reward=False)),
         },
         metric=figures,
         seeds=(0, 1, 2),
@@ -156,5 +161,5 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     return {
         "GTrXL >= 95 % in every seed": solved["gtrxl"] == len(results["gtrxl"]),
         "without gates: fewer seeds, or >= 1.5 times the steps": solved["trxl"] < solved["gtrxl"] or slower,
-        "without memory <= 60 %": mean["memoryless"]["success"] <= 0.6,
+        "without memory <= 60 %": max(mean[arm]["success"] for arm in ("memoryless", "reactive")) <= 0.6,
     }

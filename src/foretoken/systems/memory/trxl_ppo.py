@@ -42,12 +42,16 @@ CARD = Card(
         "A feed-forward has two layers, one in the paper; advantages are normalised over the rollout.",
         "Truncated episodes are continued by the value of their final observation; the released code counts them as ended.",
         "No observation is reconstructed, as it is in the newest version of the released code.",
+        "On the small task gates start nearly closed (a bias of 2), in the released code half open (0).",
     ),
 )
 
 
 def paper() -> Experiment:
-    """Mortar Mayhem's network (three blocks of width 384, window 118) and schedule; needs `memory-gym`, which wants its own environment."""
+    """Mortar Mayhem's network (three blocks of width 384, window 118) and schedule.
+
+    Needs `memory-gym`, see docs/memory-tasks.md.
+    """
     block = BlockConfig(
         mixer=TransformerXLConfig(num_heads=4, memory=118), feed_forward=MLPConfig(expansion=1.0), order="post"
     )
