@@ -4,6 +4,7 @@ What the method shows of itself is made here too, where training did not leave i
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from foretoken.cli.compare import newest
 from foretoken.cli.evaluate import checkpoint_update, single_spec, trained
 from foretoken.cli.terminal import Parser, say
-from foretoken.core.errors import CheckpointError, ForetokenError
+from foretoken.core.errors import CheckpointError, DataError, ForetokenError
 
 if TYPE_CHECKING:
     from foretoken.core.method import Method
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     try:
         last, method = _evaluated(run)
     except ForetokenError as problem:
-        say(f"foretoken: no videos: {problem}")
+        say(f"foretoken: nothing played: {problem}")
     else:
         for made in (*_show(run, last, method), *([] if options.no_videos else _film(run, last, method))):
             print(made)
@@ -53,9 +54,12 @@ def _evaluated(run: "Run") -> "tuple[Evaluated, Method]":
 
 def _show(run: "Run", last: "Evaluated", method: "Method") -> list[Path]:
     """What the method shows of itself, where it was not kept when that update was evaluated."""
-    from foretoken.evaluation.exhibits import file_of, replay, write_exhibits
+    from foretoken.evaluation.exhibits import read_exhibits, replay, write_exhibits
 
-    if file_of(run.path, last.update).exists() or isinstance(run.spec, Mapping):
+    shown = None
+    with suppress(DataError):  # a broken file is made anew
+        shown = read_exhibits(run.path)
+    if isinstance(run.spec, Mapping) or (shown and shown.update == last.update and not shown.missing):
         return []
     again = partial(replay, method, run.spec, last, run.experiment.evaluation.max_steps)
     made = write_exhibits(run.path, method, last.update, again)

@@ -118,18 +118,21 @@ def write_exhibits(
     """
     if not shows(method):
         return None
-    exhibits: Sequence[Exhibit] = ()
+    exhibits: tuple[Exhibit, ...] = ()
     missing = ""
     try:
         with acting(method), torch.no_grad():
-            exhibits = method.exhibits(episodes())
+            made = tuple(method.exhibits(episodes()))
+        if strange := [type(one).__name__ for one in made if not isinstance(one, Exhibit)]:
+            raise DataError(f"exhibits must be a sequence of Exhibit, got {strange}")
+        exhibits = made
     # A picture is worth no run, whatever its maker stumbles over.
     except Exception as problem:
         missing = str(problem) if isinstance(problem, ForetokenError) else f"{type(problem).__name__}: {problem}"
         log.warning("no exhibits of update %d: %s", update, missing)
     if not exhibits and not missing:
         return None
-    return _write(file_of(run, update), Shown(update, tuple(exhibits), missing))
+    return _write(file_of(run, update), Shown(update, exhibits, missing))
 
 
 def file_of(run: str | Path, update: int) -> Path:

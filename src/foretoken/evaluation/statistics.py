@@ -37,17 +37,16 @@ def seed_means(results: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str
     }
 
 
-def mode_distance(
-    mode: Sequence[int] | np.ndarray, counts: Sequence[bool] | np.ndarray, shares: Sequence[float]
-) -> float:
+def mode_distance(mode: Sequence[int | None], counts: Sequence[bool] | np.ndarray, shares: Sequence[float]) -> float:
     """Total variation between the modes that N episodes chose and those that were shown.
 
     Args:
-        mode: (N,) numbers below M.
+        mode: (N,) numbers below M; None or -1 is a mode that nobody showed.
         counts: (N,) episodes that do not count took a mode that nobody showed.
         shares: (M,) the parts of what was shown, with sum 1.
     """
-    chosen = np.bincount(np.asarray(mode)[np.asarray(counts, bool)], minlength=len(shares)) / len(mode)
+    known = [one for one, count in zip(mode, counts, strict=True) if count and one is not None and one >= 0]
+    chosen = np.bincount(np.array(known, np.int64), minlength=len(shares)) / len(mode)
     return float(np.abs(chosen - shares).sum() + 1 - chosen.sum()) / 2
 
 

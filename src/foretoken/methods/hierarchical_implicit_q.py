@@ -25,6 +25,7 @@ from foretoken.core.spec import Box, Spec, Window
 from foretoken.core.store import EpisodeStore, joint_statistics
 from foretoken.methods.implicit_q import perceptron
 from foretoken.nn.embed.normalise import Standardise
+from foretoken.nn.fitted import Fitted, once
 from foretoken.nn.target import Target
 from foretoken.objectives.expectile import expectile_weight
 from foretoken.objectives.implicit_q import advantage_weights
@@ -85,7 +86,7 @@ class _Values(nn.Module):
 
 
 @configures(HierarchicalImplicitQConfig)
-class HierarchicalImplicitQ(nn.Module):
+class HierarchicalImplicitQ(Fitted):
     """See the module. States and goals given to its functions are those that `standardise` answers."""
 
     goal: Tensor
@@ -103,9 +104,12 @@ class HierarchicalImplicitQ(nn.Module):
         self.register_buffer("goal", torch.zeros(self.size))
 
     def fit(self, stores: Mapping[str, EpisodeStore]) -> None:
-        """Takes scales and goal from the data; call it in the stage that trains the critics only."""
-        if not stores:
-            return
+        """Takes scales and goal from the data, once; call it in the stage that trains the critics only."""
+        if stores:
+            self._fit(stores)
+
+    @once
+    def _fit(self, stores: Mapping[str, EpisodeStore]) -> None:
         if self.config.standardise:
             self.standardise.fit(joint_statistics(stores, "observation")[""])
         best = max(float(store.statistics("reward")[""].high) for store in stores.values())

@@ -149,7 +149,7 @@ class TokenModel(Method):
         answers = [self.write(episode.observation[:, 0], episode.seed[:, 0])[0] for episode in episodes]
         panels = self.script.pictures(episodes, answers)
         paid = sum(float(episode.reward.sum()) > 0 for episode in episodes)
-        says = f"What was written before the first move, and what came of it: {paid} of {len(episodes)} were solved."
+        says = f"What was written before the first move, and what came of it: {paid} of {len(episodes)} arrived."
         return [Exhibit(title="Written and walked", says=says, panels=tuple(panels))] if panels else ()
 
 

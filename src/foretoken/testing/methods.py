@@ -458,15 +458,14 @@ def _freeze(value: Any) -> Any:
 
 
 def first_fit_stays(trial: Trial) -> None:
-    """What weights are trained for is not measured anew: a later stage may have other data."""
-    method = trial.build()
-    before = {name: value.clone() for name, value in method.state_dict().items()}
+    """What weights are trained for is not measured anew: fitted to a later stage's data, the policy acts as before."""
+    method = trial.acting_method()
+    before = actions_of(trial, method, trial.plan)
     method.fit(
         {name: random_store(store.spec, seed=trial.seed + 1, rich=True) for name, store in trial.stores.items()}, "main"
     )
-    for name, value in method.state_dict().items():
-        same = torch.allclose(value, before[name], rtol=0, atol=0, equal_nan=True)
-        require(same, "the first fit stays", f"fitted to other data, {name} changed; see nn/fitted.py ({trial.sizes})")
+    after = actions_of(trial, method, trial.plan)
+    require_equal(after, before, "the first fit stays (see nn/fitted.py), the same actions", trial.sizes)
 
 
 LAWS: dict[str, Callable[[Trial], None]] = {

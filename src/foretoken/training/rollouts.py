@@ -112,7 +112,8 @@ class RolloutSource:
         self._minibatches = count // self.batch_size
         check = getattr(method, "check_reach", None)
         if check is not None:  # the method knows how long an episode is, but not how many share a memory
-            check(self.config.trial * (self.spec.max_episode_steps + 1))
+            most = min(filter(None, (self.config.max_steps, self.spec.max_episode_steps)), default=0)
+            check(self.config.trial * (most + 1))
 
     def advance(self, update: int) -> Mapping[str, float]:
         """Plays a new rollout where the last one has been learned from; returns means over the episodes that ended in it."""

@@ -158,12 +158,16 @@ def test_each_stage_trains_its_own(prompt) -> None:
         assert {id(p) for p in method.parameters() if p.grad is not None} == mine, (stage, other)
 
 
-def test_a_critic_keeps_the_scales_of_its_own_stage() -> None:
-    method, _ = fitted()
+@pytest.mark.parametrize("prompt", [VALUES, GOALS])
+def test_critic_and_transformer_keep_the_scales_of_their_first_stages(prompt) -> None:
+    torch.manual_seed(0)
+    method = adt.smoke().system.replace(prompt=prompt).build(SPEC)
+    first, other = (random_store(SPEC, seed=seed) for seed in (0, 5))
+    method.fit({"data": first}, "critic")
     before = {name: value.clone() for name, value in method.prompt.state_dict().items()}
-    other = random_store(SPEC, seed=5)
-    method.fit({"data": other}, "main")
-    assert all(torch.equal(value, before[name]) for name, value in method.prompt.state_dict().items())
+    for stage in ("main", "critic", "more"):
+        method.fit({"data": other}, stage)
+        assert all(torch.equal(value, before[name]) for name, value in method.prompt.state_dict().items())
     mean = method.cloning.embed_observation.parts[0].standardise.mean
     torch.testing.assert_close(mean, torch.as_tensor(other.statistics("observation")[""].mean).float())
 

@@ -118,3 +118,6 @@ def test_verdict_takes_the_arm_that_errs_less():
     assert list(verdict(results).values()) == [False, True, False, True, True]
     results["random"] = rows(0.2, 4501.0)
     assert not verdict(results)["a random mask earns >= 10 % less"]
+    for arm, earned in (("hard", -105.0), ("mix", -105.0), ("transformer", -100.0), ("random", -96.0), ("mlp", -300.0)):
+        results[arm] = rows(0.1, earned)
+    assert list(verdict(results).values()) == [True, True, False, True, False]

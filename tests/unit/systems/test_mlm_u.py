@@ -18,12 +18,19 @@ def test_arms_are_equal_but_for_the_objective():
 
 
 @pytest.mark.parametrize(
-    ("own", "half", "other", "holds"),
-    [(0.701, 0.3, 0.6, True), (0.69, 0.59, 0.6, False), (0.65, 0.6, 0.6, True), (0.9, 0.2, 0.85, False)],
+    ("own", "half", "other", "other_half", "holds"),
+    [
+        (0.701, 0.3, 0.6, 0.0, True),
+        (0.69, 0.59, 0.6, 0.0, False),
+        (0.65, 0.6, 0.6, 0.59, True),
+        (0.9, 0.2, 0.85, 0.0, False),
+        (0.021, 0.021, 0.021, 0.021, False),  # nothing learned
+        (1.0, 1.0, 1.0, 1.0, False),  # both as soon
+    ],
 )
-def test_verdict(own, half, other, holds):
+def test_verdict(own, half, other, other_half, holds):
     row = lambda exact, early: {"exact": exact, "exact at half": early}  # noqa: E731
-    results = {"mlm-u": [row(own, half)] * 3, "next-token": [row(other, 0.0)] * 3}
+    results = {"mlm-u": [row(own, half)] * 3, "next-token": [row(other, other_half)] * 3}
     assert list(verdict(results).values()) == [holds]
 
 

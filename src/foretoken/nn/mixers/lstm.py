@@ -147,8 +147,8 @@ def _in_pieces(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Tensor, ...], fre
     h, c = (torch.where(goes_on, pick(part, at // length), 0) for part in (h, c))
     shut = w_ih.new_tensor([-_SHUT, _SHUT, 0, 0]).repeat_interleave(h.shape[-1])
     weights = (torch.cat((w_ih, shut[:, None]), dim=1), *others)
-    # padding takes its piece's first token, which has no effect there and so no gradient
-    given = torch.cat((pick(x.flatten(0, 1), tokens), torch.from_numpy(~exists[:, None]).to(x.dtype)), dim=1)
+    there = torch.from_numpy(exists[:, None])  # padding is a zero, lest large inputs outweigh shut gates
+    given = torch.cat((torch.where(there, pick(x.flatten(0, 1), tokens), 0), (~there).to(x.dtype)), dim=1)
     outputs, cells = [], []
     for group, part in zip(groups, given.split([int(longest[group].sum()) for group in groups]), strict=True):
         y, _, cell = _fused(part.unflatten(0, (group.stop - group.start, -1)), h[group], c[group], weights)

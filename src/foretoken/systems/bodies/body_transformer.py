@@ -170,10 +170,11 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     error = {arm: row["held-out error"] for arm, row in means.items()}
     earned = {arm: row["return"] for arm, row in means.items()}
     bot = min(("hard", "mix"), key=error.__getitem__)
+    ahead = lambda arm: earned[bot] - earned[arm]  # noqa: E731
     return {
         "errs no more than the transformer on held-out demonstrations": error[bot] <= error["transformer"],
         "errs no more than the MLP on held-out demonstrations": error[bot] <= error["mlp"],
-        "earns >= 10 % more than the transformer": earned[bot] >= 1.1 * earned["transformer"],
+        "earns >= 10 % more than the transformer": ahead("transformer") >= 0.1 * abs(earned["transformer"]),
         "earns no less than the MLP": earned[bot] >= earned["mlp"],
-        "a random mask earns >= 10 % less": earned["random"] <= 0.9 * earned[bot],
+        "a random mask earns >= 10 % less": ahead("random") >= 0.1 * abs(earned[bot]),
     }

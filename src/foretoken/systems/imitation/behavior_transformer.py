@@ -199,8 +199,7 @@ def success(records: Sequence[EpisodeResult]) -> float:
 
 def route_distance(records: Sequence[EpisodeResult]) -> float:
     """How far the routes of the episodes that arrived are from the demonstrations'."""
-    routes = [-1 if record.route is None else record.route for record in records]
-    return mode_distance(routes, [record.success is True for record in records], SHARES)
+    return mode_distance([one.route for one in records], [one.success is True for one in records], SHARES)
 
 
 def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bool]:

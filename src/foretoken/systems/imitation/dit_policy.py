@@ -122,7 +122,8 @@ def claim() -> Claim:
     all blocks under the last encoder layer, and the first network regressing chunks by squared error. Same width, depth, batch
     and updates; 200 episodes, three seeds. Thresholds of success and tuning are the page's; for the distance of routes (0.15) and
     for regression (0.4) those of the Behavior Transformer on this task. Cheaper than the page: this task for Meta-World, width 32
-    and 2 + 2 layers for 128 and 3 + 3, so rates of {1e-3, 3e-3, 1e-2} for {1e-4, 3e-4, 1e-3}; two ablations, which only report,
+    and 2 + 2 layers for 128 and 3 + 3, so rates of {1e-3, 3e-3, 1e-2} for {1e-4, 3e-4, 1e-3}, chosen by seed 0 of adaLN-zero alone (0.83
+    of its episodes at 1e-3, 0.99 at 1e-2) and before cross-attention was tried; two ablations, which only report,
     at one rate. Sharper: episodes that do not arrive count as a route that nobody showed. The page's 2 x in planning time asks of
     the encoder 4/3 of the cost of a decoder call: that is for images, and two tokens of a state will miss it.
     """
@@ -159,7 +160,7 @@ def figures(run: Run) -> Mapping[str, float]:
     arrived, route = np.array([bool(one.success) for one in records]), np.array([one.route for one in records])
     return {
         "success": float(arrived.mean()),
-        "route distance": mode_distance(route, arrived, SHARES),
+        "route distance": mode_distance([one.route for one in records], arrived, SHARES),
         "gates": float(sum((arrived & (route == gate)).mean() >= 0.05 for gate in range(len(SHARES)))),
         "speed-up by reading once": speed_up(run),
     }

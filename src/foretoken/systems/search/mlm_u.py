@@ -114,8 +114,9 @@ def claim() -> Claim:
     MLM-U against a causal transformer of equal parameters under next-token prediction: the same tokens, batches and updates, each
     at its own learning rate, the one that learned fastest of {1e-3, 2e-3, 4e-3} and of {2e-3, 4e-3}. Thresholds are the page's.
     Cheaper than the page: width 32 and 3 + 3 layers for 64 and 6 + 6, and an edge is one token. Sharper: three seeds for two. An
-    update of MLM-U takes no longer than one of its rival, so equal updates are no more than equal time. None of the 1,000 problems
-    is among the 20,000; in 44 the maze is, with other ends.
+    update of MLM-U takes no longer than one of its rival, so equal updates are no more than equal time. At most one of the
+    1,000 problems is among the 20,000; in 44 the maze is, with other ends. The rival's rate is the largest that was tried. An
+    answer without a cell steps up, which is the whole way in 2 % of the mazes.
     """
     run = cpu()
     rival = run.replace(
@@ -157,5 +158,6 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     """The claim's condition on means over seeds."""
     mean = seed_means(results)
     own, other = mean["mlm-u"], mean["next-token"]
-    better, sooner = own["exact"] >= other["exact"] + 0.1, own["exact at half"] >= other["exact"]
+    better = own["exact"] >= other["exact"] + 0.1
+    sooner = own["exact at half"] >= other["exact"] > other["exact at half"]
     return {"exact on >= 10 points more, or on as many after half the updates": better or sooner}
