@@ -27,9 +27,7 @@ def written(tmp_path_factory):
     return write
 
 
-@pytest.mark.parametrize(
-    "id", ["foretoken/PointMaze-Medium-v0", "foretoken/PointMaze-UMaze-v0", "foretoken/PointMaze-Hook-v0"]
-)
+@pytest.mark.parametrize("id", ["foretoken/PointMaze-Medium-v0", "foretoken/PointMaze-UMaze-v0"])
 def test_no_segment_covers_more_than_half_of_the_way(written, id):
     store, world = written(MazeSegments(world=id)), make_world(id, 1)
     facts, left = store.episodes, world.moves[world.goal]

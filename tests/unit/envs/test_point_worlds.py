@@ -9,7 +9,7 @@ from foretoken.envs.diagnostic.point_circle import LIMIT, R
 from foretoken.envs.diagnostic.point_maze import MEDIUM, STEP, UMAZE, PointMaze, Waypoints, routes
 from foretoken.envs.diagnostic.record import Expert, record
 
-MAZES = ("foretoken/PointMaze-Medium-v0", "foretoken/PointMaze-UMaze-v0", "foretoken/PointMaze-Hook-v0")
+MAZES = ("foretoken/PointMaze-Medium-v0", "foretoken/PointMaze-UMaze-v0")
 
 
 def play(world, player, rows=64):

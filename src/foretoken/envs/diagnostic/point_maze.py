@@ -4,7 +4,7 @@ Each step an action in [-1, 1] per axis changes the velocity, v <- DRAG v + (1 -
 so the top speed is 1 and STEP is the longest way of a step, in cells. An axis whose move would end in a wall stands still and
 loses its speed. The agent sees (x, y, vx, vy), x along the text's lines and y down them; arrival ends the episode.
 
-Fu et al. 2020, arXiv 2004.07219, whose two smaller mazes are here beside one of ours, with our own physics.
+Fu et al. 2020, arXiv 2004.07219, whose two smaller mazes these are, with our own physics.
 """
 
 from collections.abc import Mapping
@@ -42,16 +42,6 @@ MEDIUM = (
     "#...#.G#",
     "########",
 )
-HOOK = (
-    "########",
-    "#G.....#",
-    "######.#",
-    "#......#",
-    "#.####.#",
-    "#S.....#",
-    "########",
-)
-"""The way begins against the direction in which it ends, so that it cannot be guessed from the way into the goal."""
 
 
 @cache
@@ -187,7 +177,6 @@ class Waypoints:
 IDS = {
     "foretoken/PointMaze-Medium-v0": {"maze": MEDIUM, "horizon": 150},
     "foretoken/PointMaze-UMaze-v0": {"maze": UMAZE, "horizon": 100},
-    "foretoken/PointMaze-Hook-v0": {"maze": HOOK, "horizon": 150},
 }
 """Registered names and their settings."""
 
