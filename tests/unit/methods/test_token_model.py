@@ -186,7 +186,7 @@ def test_exhibits_show_the_maze_and_both_ways(store):
         episodes.append(episode.replace(seed=torch.full((1, steps), 3)))
     (shown,) = method.exhibits(episodes)
     assert (
-        shown == method.exhibits(episodes)[0] and len(shown.panels) == 2 and shown.says.endswith("2 of 2 were solved.")
+        shown == method.exhibits(episodes)[0] and len(shown.panels) == 2 and shown.says.endswith("2 of 2 arrived.")
     )
     for panel, episode in zip(shown.panels, episodes, strict=True):
         assert isinstance(panel, Grid) and len(panel.walls) == 24 - 15
