@@ -185,9 +185,7 @@ def test_exhibits_show_the_maze_and_both_ways(store):
         episode = batch.map(lambda leaf: leaf[[row], :steps])  # noqa: B023
         episodes.append(episode.replace(seed=torch.full((1, steps), 3)))
     (shown,) = method.exhibits(episodes)
-    assert (
-        shown == method.exhibits(episodes)[0] and len(shown.panels) == 2 and shown.says.endswith("2 of 2 arrived.")
-    )
+    assert shown == method.exhibits(episodes)[0] and len(shown.panels) == 2 and shown.says.endswith("2 of 2 arrived.")
     for panel, episode in zip(shown.panels, episodes, strict=True):
         assert isinstance(panel, Grid) and len(panel.walls) == 24 - 15
         answer, _ = method.script.answer(episode)
