@@ -63,7 +63,7 @@ def ours(model: torch.nn.Module, heads: int) -> torch.nn.Module:
                 )  # Conv1D keeps (in, out)
     missing, unexpected = method.load_state_dict(copied, strict=False)
     assert not unexpected
-    assert all(name.split(".")[-1] in ("mean", "std", "middle", "radius", "scale") for name in missing)
+    assert all(name.split(".")[-1] in ("mean", "std", "middle", "radius", "scale", "fitted") for name in missing)
     return method.eval()
 
 
