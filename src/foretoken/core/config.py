@@ -49,6 +49,12 @@ class Config:
                 raise ConfigError(f"{type(self).__name__} has no field {name!r}{nearest(name, known)}; it has {known}")
         return dataclasses.replace(self, **changes)
 
+    def at_least(self, **least: float) -> None:
+        """Raises ConfigError for the first of these fields that is below its bound; for `__post_init__`."""
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"{type(self).__name__}.{name} must be at least {bound}, got {getattr(self, name)}")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `"class"` names the config's class."""
         return {"class": f"{type(self).__module__}:{type(self).__qualname__}"} | {

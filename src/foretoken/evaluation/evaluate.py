@@ -56,9 +56,7 @@ class Evaluation(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("episodes", 1), ("num_slots", 1), ("max_steps", 0), ("trial", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"Evaluation.{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(episodes=1, num_slots=1, max_steps=0, trial=1)
         for name in ("targets", "costs"):
             asked = getattr(self, name)
             if not np.isfinite(asked).all():

@@ -104,8 +104,7 @@ class AutoregressiveQConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context < 1:
-            raise ConfigError(f"context must be at least 1, got {self.context}")
+        self.at_least(context=1)
 
 
 class ActionTokens(nn.Module):

@@ -68,9 +68,7 @@ class SearchConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("step", 1), ("delta", 0), ("length", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"search {name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(step=1, delta=0, length=0)
         if not 0 <= self.dropped < 1:
             raise ConfigError(f"search dropped must lie in [0, 1), got {self.dropped}")
 
@@ -111,8 +109,7 @@ class ElasticCloningConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context < 2:
-            raise ConfigError(f"context must be at least 2, got {self.context}")
+        self.at_least(context=2)
         if self.search.length > self.context:
             raise ConfigError(f"search length must be at most context, got {self.search.length} and {self.context}")
         if not 0 < self.expectile < 1:

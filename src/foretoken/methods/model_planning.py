@@ -13,7 +13,6 @@ from torch import Tensor
 
 from foretoken.core.batch import Batch, Decision, Loss, Step
 from foretoken.core.config import Config, configures
-from foretoken.core.errors import ConfigError
 from foretoken.core.exhibit import Exhibit
 from foretoken.core.method import Context, Method, Policy
 from foretoken.core.spec import Spec, Window
@@ -42,8 +41,7 @@ class ModelPlanningConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context < 1:
-            raise ConfigError(f"context must be at least 1, got {self.context}")
+        self.at_least(context=1)
 
 
 @configures(ModelPlanningConfig)

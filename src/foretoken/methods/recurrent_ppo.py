@@ -84,8 +84,7 @@ class RecurrentPPOConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.segment < 2:
-            raise ConfigError(f"segment must be at least 2, got {self.segment}")
+        self.at_least(segment=2)
         for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")

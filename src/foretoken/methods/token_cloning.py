@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from foretoken.core import random
 from foretoken.core.batch import Batch, Decision, Loss, Step, masked_mean
 from foretoken.core.config import Config, configures
-from foretoken.core.errors import ConfigError
 from foretoken.core.method import Context, Method, Policy
 from foretoken.core.spec import Spec, Window
 from foretoken.core.state import State
@@ -38,8 +37,7 @@ class TokenCloningConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context < 1:
-            raise ConfigError(f"context must be at least 1, got {self.context}")
+        self.at_least(context=1)
 
 
 @configures(TokenCloningConfig)

@@ -112,8 +112,7 @@ class GLUConfig(FeedForwardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.multiple < 1:
-            raise ConfigError(f"multiple must be at least 1, got {self.multiple}")
+        self.at_least(multiple=1)
 
 
 @configures(GLUConfig)

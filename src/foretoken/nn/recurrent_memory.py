@@ -56,9 +56,7 @@ class RecurrentMemoryConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("memory_tokens", 0), ("segment", 1), ("depth", -1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(memory_tokens=0, segment=1, depth=-1)
         if self.valve is not None and not self.memory_tokens:
             raise ConfigError("a valve needs memory_tokens to choose from, got memory_tokens=0; leave the valve out")
 

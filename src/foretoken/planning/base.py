@@ -52,9 +52,7 @@ class PlannerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("horizon", 1), ("candidates", 2), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(horizon=1, candidates=2, iterations=1)
         if self.std <= 0 or not 0 <= self.smoothing < 1 or not 0 < self.discount <= 1:
             raise ConfigError(
                 f"std must be positive, smoothing in [0, 1), discount in (0, 1], got {self.std}, {self.smoothing}, {self.discount}"

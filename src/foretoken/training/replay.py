@@ -48,9 +48,7 @@ class Replay(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_slots", 1), ("warmup_episodes", 1), ("capacity", 0), ("max_steps", 0), ("steps", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"replay {name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(num_slots=1, warmup_episodes=1, capacity=0, max_steps=0, steps=0)
 
 
 @configures(Replay)

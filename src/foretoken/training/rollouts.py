@@ -55,9 +55,7 @@ class Rollouts(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_slots", 1), ("steps", 1), ("epochs", 1), ("trial", 1), ("max_steps", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"rollouts {name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(num_slots=1, steps=1, epochs=1, trial=1, max_steps=0)
 
 
 @configures(Rollouts)

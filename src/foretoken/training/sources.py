@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Offline(Config):
 
     Args:
         store: a store's folder, a dataset file, or a packaged dataset; several as a comma-separated list. "" takes `recipe`.
-        recipe: how the data are made, where no store is named.
+        recipe: how the data are made, where no store is named. `replace` with one of the two drops the other.
         weights: with several, how often a row comes from each; () takes their sizes.
         held_out: fraction of whole episodes kept out of training for validation, chosen by the run's seed; 0 = none. Where the
             episodes belong to tasks, whole tasks.
@@ -109,6 +109,13 @@ class Offline(Config):
             raise ConfigError(f"weights must be one per store, got {len(self.weights)} for {len(self.names)} stores")
         if any(weight < 0 for weight in self.weights) or (self.weights and not any(self.weights)):
             raise ConfigError(f"weights must not be negative, and not all 0, got {self.weights}")
+
+    def replace(self, **changes: Any) -> Self:
+        if changes.get("recipe") is not None:
+            changes = {"store": ""} | changes
+        elif changes.get("store"):
+            changes = {"recipe": None} | changes
+        return super().replace(**changes)
 
     @property
     def names(self) -> tuple[str, ...]:

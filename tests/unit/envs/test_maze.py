@@ -126,7 +126,7 @@ def test_stores_of_solved_mazes(tmp_path, monkeypatch):
         assert not np.array_equal(episode.observation[0], other.episode(number).observation[0])
     for wrong, says in (
         ({"world": "foretoken/Maze5x6-v0"}, "did you mean"),
-        ({"episodes": 0}, "episodes must be >= 1"),
+        ({"episodes": 0}, "episodes must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=says):
             MazePaths(**wrong)

@@ -11,6 +11,7 @@ from foretoken.core.random import categorical
 from foretoken.core.spec import Box, Discrete, Spec
 from foretoken.data.episode import Episode
 from foretoken.data.store import Store, open_store
+from foretoken.envs.recipes.maze_paths import MazePaths
 from foretoken.training import sources
 from foretoken.training.sources import Offline, Replay, Together, resolve_store
 
@@ -306,3 +307,11 @@ class TestTogether:
     def test_survives_json(self):
         config = Together(parts={"a": Offline(store="x"), "b": Replay(environment="CartPole-v1")})
         assert Together.from_json(config.to_json()) == config
+
+
+def test_a_source_that_is_given_a_recipe_forgets_its_store_and_the_other_way_round() -> None:
+    made = Offline(store="hopper-mixed", held_out=0.0).replace(recipe=MazePaths())
+    assert made.store == "" and made.recipe == MazePaths() and made.held_out == 0
+    named = made.replace(store="hopper-mixed")
+    assert named.recipe is None and named.names == ("hopper-mixed",)
+    assert made.replace(held_out=0.1).recipe == MazePaths()

@@ -127,8 +127,7 @@ class Noisy(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.episodes < 1:
-            raise ConfigError(f"episodes must be at least 1, got {self.episodes}")
+        self.at_least(episodes=1)
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is a probability, in [0, 1], got {self.floor}")
         if not 0 < self.fall <= 1:

@@ -36,8 +36,7 @@ class QLearning(LearnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.episodes < 1:
-            raise ConfigError(f"episodes must be at least 1, got {self.episodes}")
+        self.at_least(episodes=1)
         if not (0 < self.lr <= 1 and 0 <= self.discount <= 1 and 0 <= self.floor <= 1):
             raise ConfigError(
                 f"lr must lie in (0, 1], discount and floor in [0, 1], got {self.lr}, {self.discount} and {self.floor}"

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from foretoken.core.errors import ConfigError
 from foretoken.data.embedded import open_embedded
 from foretoken.data.store import Store
 from foretoken.envs.recipes.base import RecipeConfig
@@ -23,8 +22,7 @@ class Excerpts(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}")
+        self.at_least(steps=1)
 
     def write(self, out: Path) -> None:
         whole = open_embedded(self.of)

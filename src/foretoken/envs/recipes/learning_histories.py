@@ -72,8 +72,7 @@ class Histories(RecipeConfig):
         for name in ("tasks", "streams", "episodes", "keep_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        self.at_least(seed=0)
 
     def players(self) -> tuple[LearnerConfig, ...]:
         """Stream j of each task is played by player j modulo their number."""

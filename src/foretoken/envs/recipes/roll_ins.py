@@ -61,8 +61,7 @@ class RollIns(RecipeConfig):
         for name in ("tasks", "horizon", "blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        self.at_least(seed=0)
         if (self.kind == "learner") != (self.learner is not None):
             raise ConfigError(
                 f'a learner is given with kind="learner", and only then, got kind={self.kind!r} and {self.learner}'

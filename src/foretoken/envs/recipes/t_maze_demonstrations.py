@@ -32,8 +32,7 @@ class TMazeDemonstrations(RecipeConfig):
         super().__post_init__()
         if self.world not in IDS:
             raise ConfigError(f"world must be one of {sorted(IDS)}, got {self.world!r}{nearest(self.world, IDS)}")
-        if self.episodes < 1 or self.seed < 0:
-            raise ConfigError(f"episodes must be >= 1 and seed >= 0, got episodes={self.episodes} and seed={self.seed}")
+        self.at_least(episodes=1, seed=0)
 
     def write(self, out: Path) -> None:
         world = make_world(self.world, self.episodes)

@@ -176,8 +176,7 @@ class HistogramConfig(ValueHeadConfig, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bins < 2:
-            raise ConfigError(f"bins must be at least 2, got {self.bins}")
+        self.at_least(bins=2)
 
     @abstractmethod
     def points(self, low: float, high: float) -> Tensor:

@@ -37,8 +37,7 @@ class AarenConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_heads < 1:
-            raise ConfigError(f"num_heads must be at least 1, got {self.num_heads}")
+        self.at_least(num_heads=1)
 
 
 @configures(AarenConfig)

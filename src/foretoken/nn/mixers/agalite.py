@@ -40,9 +40,7 @@ class _GatedConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_heads", 1), ("head_width", 0), ("eta", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(num_heads=1, head_width=0, eta=1)
         if self.eps <= 0:
             raise ConfigError(f"eps must be positive, got {self.eps}")
 
@@ -65,8 +63,7 @@ class AGaLiTeConfig(_GatedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise ConfigError(f"rank must be at least 1, got {self.rank}")
+        self.at_least(rank=1)
 
 
 @dataclass(frozen=True, kw_only=True)

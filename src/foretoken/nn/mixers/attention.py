@@ -49,9 +49,7 @@ class AttentionConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_heads", 1), ("window", 0), ("capacity", 1), ("slack", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(num_heads=1, window=0, capacity=1, slack=0)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.rotary_base <= 0:

@@ -54,9 +54,7 @@ class DeltaNetConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_heads", 1), ("conv", 0), ("chunk", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(num_heads=1, conv=0, chunk=1)
         for name in ("expand_k", "expand_v", "norm_eps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foretoken.core.config import configures
-from foretoken.core.errors import ConfigError
 from foretoken.core.state import State
 from foretoken.nn.mixer import Facts, Mixed, Mixer, MixerConfig, Tokens
 from foretoken.nn.scan import in_full_precision, wide
@@ -46,9 +45,7 @@ class LMUConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("order", 0), ("theta", 1), ("channels", 1), ("chunk", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(order=0, theta=1, channels=1, chunk=1)
 
 
 @configures(LMUConfig)

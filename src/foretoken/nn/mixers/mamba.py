@@ -51,9 +51,7 @@ class MambaConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("state_size", 1), ("expand", 1), ("kernel", 1), ("rank", 0), ("chunk", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.at_least(state_size=1, expand=1, kernel=1, rank=0, chunk=1)
         if not 0 < self.dt_min <= self.dt_max:
             raise ConfigError(f"0 < dt_min <= dt_max is needed, got {self.dt_min} and {self.dt_max}")
 

@@ -54,8 +54,7 @@ class S4DConfig(MixerConfig):
             raise ConfigError(f"state_size must be even and at least 2, got {self.state_size}")
         if not 0 < self.dt_min <= self.dt_max:
             raise ConfigError(f"time steps need 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
-        if self.chunk < 1:
-            raise ConfigError(f"chunk must be at least 1, got {self.chunk}")
+        self.at_least(chunk=1)
 
 
 @configures(S4DConfig)

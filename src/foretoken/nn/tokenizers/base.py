@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foretoken.core.config import Config
-from foretoken.core.errors import ConfigError, DataError
+from foretoken.core.errors import DataError
 from foretoken.nn.fitted import Fitted
 
 
@@ -58,8 +58,7 @@ class BinsConfig(TokenizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bins < 1:
-            raise ConfigError(f"bins must be at least 1, got {self.bins}")
+        self.at_least(bins=1)
 
 
 class Bins(Tokenizer, ABC):
