@@ -94,7 +94,8 @@ class ScoreCard:
         lines += _table(("score", "value", "95 % interval", "rule"), rows)
         if any(entry.target is not None for entry in self.targets) or len(self.targets) > 1:
             head = ("asked", "mean", "sd", "lowest", "highest", "episodes", "success")
-            lines += ["", *_table(head, [_target_row(entry) for entry in self.targets])]
+            told = len(head) - all(entry.success is None for entry in self.targets)
+            lines += ["", *_table(head[:told], [_target_row(entry)[:told] for entry in self.targets])]
         if self.asked:
             gap, rank = _short(self.asked["gap"]), _short(self.asked["spearman"])
             lines += ["", f"asked against achieved: mean absolute gap {gap}, Spearman {rank}"]

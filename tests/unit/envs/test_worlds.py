@@ -313,7 +313,7 @@ def test_demonstrations_win_and_are_kept(tmp_path, monkeypatch):
     assert any(store.episode(number).length != other.episode(number).length for number in range(20))
     for wrong, says in (
         ({"world": "foretoken/TMaze-31-v0"}, "did you mean"),
-        ({"episodes": 0}, "episodes must be >= 1"),
+        ({"episodes": 0}, "episodes must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=says):
             TMazeDemonstrations(**wrong)

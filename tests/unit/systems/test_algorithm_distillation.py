@@ -64,3 +64,10 @@ def test_verdict(long, short, fails) -> None:
 def test_verdict_is_on_means_over_seeds() -> None:
     rows = [FINE | {"last five episodes": late} for late in (6.0, 8.0, 10.0)]
     assert all(ad.verdict({"four episodes": rows, "one episode": [SHORT] * 3}).values())
+
+
+def test_windows_stay_in_their_history_and_arms_differ_in_them_alone() -> None:
+    assert {preset().system.across for preset in (ad.paper, ad.cpu)} == {"history"}
+    whole, *others = ad.claim().arms.values()
+    for arm in others:
+        assert arm.replace(system=arm.system.replace(context=whole.system.context, across="history")) == whole

@@ -197,3 +197,7 @@ def test_verdict(change, fails) -> None:
     results = {arm: [row] * 3 for arm, row in zip(dpt.claim().arms, given, strict=True)}
     broken = [name for name, held in dpt.verdict(results).items() if not held]
     assert len(broken) == (fails is not None) and all(name.startswith(fails) for name in broken)
+
+
+def test_online_play_samples() -> None:
+    assert {preset().system.acting for preset in (dpt.paper, dpt.cpu, dpt.paper_dark_room, dpt.dark_room)} == {"sample"}

@@ -62,3 +62,7 @@ def test_verdict(falling, constant, fails) -> None:
     results = {"falling": [fine | falling] * 3, "constant": [{"gain": constant + noise} for noise in (-0.5, 0, 0.5)]}
     broken = [name for name, held in eps.verdict(results).items() if not held]
     assert len(broken) == len(fails) and all(name.startswith(start) for name, start in zip(broken, fails, strict=True))
+
+
+def test_windows_stay_in_their_history() -> None:
+    assert {preset().system.across for preset in (eps.paper, eps.cpu)} == {"history"}

@@ -180,3 +180,9 @@ def test_goals_are_shown_for_two_steps_in_which_nobody_moves():
         assert np.array_equal(world.place, start)
         world.step(np.ones(200, np.int64))
     assert np.array_equal(world.place, start + 1)
+
+
+@pytest.mark.parametrize("preset", [agalite.paper, agalite.cpu])
+def test_agalite_learns_through_whole_rollouts(preset):
+    run = preset()
+    assert run.system.segment == run.source.steps

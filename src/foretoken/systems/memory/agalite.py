@@ -128,7 +128,7 @@ def claim() -> Claim:
 
 def figures(run: Run) -> Mapping[str, float]:
     """Of one run: the share of episodes won; at width 64, bytes of state per environment, milliseconds to decide for 128, and
-    that time as a share of GTrXL's with windows of 64, 128 and 256, by turns, so that what else the machine does falls on all.
+    both as shares of GTrXL's with windows of 64, 128 and 256; times by turns, so that what else the machine does falls on all.
     """
     won = [bool(record.success) for record in run.evaluations()[-1].records]
     system = run.experiment.system
@@ -140,6 +140,7 @@ def figures(run: Run) -> Mapping[str, float]:
         "success": sum(won) / len(won),
         "state bytes": own[0],
         "milliseconds": 1e3 * own[1],
+        **{f"share of gtrxl-{memory}'s bytes": own[0] / each[0] for memory, each in zip(others, found, strict=True)},
         **{f"share of gtrxl-{memory}'s time": own[1] / each[1] for memory, each in zip(others, found, strict=True)},
     }
 
