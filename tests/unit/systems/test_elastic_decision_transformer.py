@@ -244,7 +244,7 @@ def test_what_cannot_be_is_refused() -> None:
         SMALL.replace(context=1)
     with pytest.raises(ConfigError, match="search length must be at most context, got 7 and 6"):
         SMALL.replace(search=SearchConfig(length=7))
-    with pytest.raises(ConfigError, match="SearchConfig.step must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"SearchConfig\.step must be at least 1, got 0"):
         SearchConfig(step=0)
     with pytest.raises(ConfigError, match="dropped"):
         SearchConfig(dropped=1.0)
