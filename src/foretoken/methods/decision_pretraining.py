@@ -6,13 +6,15 @@ The query comes first, then one token for each transition of the context; every 
 label belongs to the query and not to the context, whose actions may be anyone's. Lee et al., NeurIPS 2023, arXiv 2306.14892.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from foretoken.core.batch import Batch, Decision, Loss, Step, masked_mean
 from foretoken.core.config import Config, configures
@@ -27,6 +29,8 @@ from foretoken.nn.embed.observations import ObservationConfig
 from foretoken.nn.heads.base import BySpaceConfig, HeadConfig, Prediction
 from foretoken.nn.mixer import Tokens
 from foretoken.nn.stack import StackConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,13 @@ class DecisionPretraining(Method):
             raise ConfigError(
                 "these roll-ins were made by a learner, whose order matters: shuffle must be False, got True"
             )
+        for name, store in stores.items():
+            if follow_each_other(store):
+                log.warning(
+                    "states of %r follow each other, so that the state asked about says where its context begins, of which it should be "
+                    "independent; record transitions from anywhere (roll-ins of kind='uniform'), or read results with that in mind",
+                    name,
+                )
         observed, acted = joint_statistics(stores, "observation"), joint_statistics(stores, "action")
         self.embed_observation.fit(observed)
         self.embed_next.fit(observed)
@@ -146,6 +157,25 @@ class DecisionPretraining(Method):
     @property
     def policy(self) -> "ContextPolicy | StreamedPolicy":
         return StreamedPolicy(self) if self.config.reading == "stream" else ContextPolicy(self)
+
+
+def follow_each_other(store: EpisodeStore, sampled: int = 256) -> bool:
+    """Whether most steps begin where the one before ended, in states that change: trajectories. In bandits there is but one state."""
+    start, length = (np.asarray(store.episodes[name]) for name in ("start", "length"))
+    ends = np.cumsum(length - 1)  # of the pairs of steps that both have an action
+    if not len(ends) or not ends[-1]:
+        return False
+    picked = np.unique(np.linspace(0, ends[-1] - 1, sampled).astype(np.int64))
+    episode = np.searchsorted(ends, picked, side="right")
+    at = start[episode] + picked - (ends - length + 1)[episode]
+    before, after = (store.gather(at + more, ("observation", "next_observation")) for more in (0, 1))
+
+    def equal(one: Any, other: Any) -> Tensor:
+        pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+        return torch.stack([(a == b).flatten(1).all(1) for a, b in pairs]).all(0)
+
+    moves = ~equal(before.observation, after.observation)
+    return bool(moves.any()) and bool(equal(before.next_observation, after.observation)[moves].float().mean() > 0.5)
 
 
 class ContextPolicy:

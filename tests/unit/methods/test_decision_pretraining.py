@@ -6,15 +6,17 @@ import torch
 
 from foretoken.core.batch import Step
 from foretoken.core.errors import ConfigError
-from foretoken.envs.learners import Thompson
+from foretoken.data.store import open_store
+from foretoken.envs.learners import QLearning, Thompson, UniformRandom
 from foretoken.envs.recipes.roll_ins import RollIns
-from foretoken.methods.decision_pretraining import ContextPolicy, DecisionPretrainingConfig
+from foretoken.methods.decision_pretraining import ContextPolicy, DecisionPretrainingConfig, follow_each_other
 from foretoken.nn.mixers.attention import AttentionConfig
 from foretoken.nn.stack import uniform_stack
 from foretoken.testing.agreement import perturb, require_equal
 from foretoken.testing.stores import SPECS, random_store
 from foretoken.training.sources import Offline
 
+ROOM = "foretoken/DarkRoom-7x7-v0"
 SMALL = DecisionPretrainingConfig(context=5, backbone=uniform_stack(AttentionConfig(), 8, 2), acting="mode")
 
 
@@ -140,3 +142,30 @@ def test_regret_curves_follow_the_tasks():
 
     curves = reference_regrets("foretoken/Bandit-200-v0", Thompson(), trials=20, seed=0)
     assert curves.shape == (20, 200) and (np.diff(curves, axis=1) >= -1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("roll_ins", "warns"),
+    [
+        ({"environment": ROOM, "kind": "learner", "learner": UniformRandom()}, True),
+        ({"environment": ROOM, "kind": "learner", "learner": QLearning(episodes=5)}, True),
+        ({"environment": ROOM, "kind": "uniform"}, False),
+        ({"environment": "foretoken/Bandit-200-v0", "kind": "mixed"}, False),
+        ({"environment": "foretoken/Bandit-200-v0", "kind": "learner", "learner": Thompson()}, False),
+        ({"environment": "foretoken/LinearBandit-v0", "kind": "learner", "learner": Thompson()}, False),
+    ],
+)
+def test_queries_that_say_where_their_context_begins_are_warned_of(roll_ins, warns, tmp_path, caplog):
+    """Where one state follows from the other the query is a part of the context's trajectory; bandits have but one state."""
+    RollIns(tasks=5, horizon=40, **roll_ins).write(tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    method = SMALL.replace(shuffle=False).build(store.spec)
+    method.fit({"data": store}, "main")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == warns and all("'data'" in text and "uniform" in text for text in told)
+
+
+def test_stores_too_short_to_say_are_not_warned_of():
+    store = random_store(SPECS["discrete"], lengths=(1, 1), rich=True)
+    assert not follow_each_other(store)
+    assert follow_each_other(random_store(SPECS["discrete"], lengths=(1, 3), rich=True))

@@ -211,3 +211,82 @@ def test_verdict() -> None:
     assert list(adt.verdict(results).values()) == [True, True, True]  # one target of DT for all seeds: 45
     results["v-adt"] = [{"success": 59.0}]
     assert list(adt.verdict(results).values()) == [False, True, False]
+
+
+def apart(**changes):
+    """A method whose prompt has a token of its own, and its store."""
+    return fitted(cloning=adt.smoke().system.cloning.replace(layout="separate"), **changes)
+
+
+def test_apart_prompt_and_state_have_tokens_of_their_own() -> None:
+    method, store = apart()
+    batch, _ = method.prompt.recorded(windows(method, store, anchor="full"))
+    full, steps = batch.valid.all(1), method.window.length
+
+    def tokens(prompt, observation):
+        x, _ = method.cloning.encode(observation, batch.action, prompt, batch.timestep, batch.valid, None)
+        assert x.shape[1] == 3 * steps - 1
+        return x[full]
+
+    base = tokens(batch.prompt, batch.observation)
+    for changed, place in (
+        (tokens(batch.prompt + 1, batch.observation), 0),
+        (tokens(batch.prompt, batch.observation + 1), 1),
+    ):
+        moved = (changed != base).any(-1).any(0).tolist()
+        assert [at for at, seen in enumerate(moved) if seen] == list(range(place, 3 * steps - 1, 3))
+
+
+@pytest.mark.parametrize("prompt", [VALUES, GOALS])
+@pytest.mark.parametrize("law", ["acting_is_forward", "padding_is_unseen"])
+def test_apart_prompts_obey_the_laws_of_methods(law: str, prompt) -> None:
+    system = adt.smoke().system
+    LAWS[law](Trial(system.replace(prompt=prompt, cloning=system.cloning.replace(layout="separate")), SPEC))
+
+
+def test_the_action_is_read_where_the_prompt_has_been_seen() -> None:
+    for method, store in (fitted(), apart()):
+        batch, _ = method.prompt.recorded(windows(method, store, anchor="full"))
+        full = batch.valid.all(1)
+        base, prompt = method.cloning(batch).mode()[full], batch.prompt.clone()
+        prompt[:, 2] += 1
+        moved = (method.cloning(batch.replace(prompt=prompt)).mode()[full] != base).any(-1)
+        assert not moved[:, :2].any() and moved[:, 2].all()
+
+
+def test_a_scale_of_nothing_hides_values_and_leaves_the_weights() -> None:
+    shown, store = fitted(VALUES)
+    hidden, _ = fitted(VALUES.replace(scale=0.0))
+    hidden.load_state_dict(shown.state_dict())
+    batch = windows(shown, store)
+    (told, weight), (silent, same) = (method.prompt.recorded(batch) for method in (shown, hidden))
+    assert told.prompt.any() and not silent.prompt.any() and torch.equal(weight, same)
+    asked, _ = played(hidden, store)
+    assert not asked.any()
+    before = shown(batch).mode(), hidden(batch).mode(), hidden.loss(batch).total
+    for method in (shown, hidden):
+        for network in (method.prompt.critic.state_critic, method.prompt.critic.action_critics):
+            for parameter in network.parameters():
+                parameter.data.mul_(2)
+    assert (shown(batch).mode() != before[0]).any() and torch.equal(hidden(batch).mode(), before[1])
+    assert hidden.loss(batch).total != before[2], "errors are weighted by the critics still"
+
+
+def test_arms_differ_only_in_what_they_are_named_for() -> None:
+    arms = adt.claim().arms
+    base = arms["v-adt"]
+    assert base.system.beta > 0 and base.system.prompt.scale > 0
+
+    def is_base(arm, **system):
+        return arms[arm].replace(system=arms[arm].system.replace(**system)) == base
+
+    assert is_base("v-adt-unweighted", beta=base.system.beta)
+    assert is_base("v-adt-unprompted", prompt=base.system.prompt)
+    assert is_base("g-adt", prompt=base.system.prompt, beta=base.system.beta)
+    assert is_base("iql", prompt=base.system.prompt, cloning=base.system.cloning)
+    assert arms["iql"].system.prompt == arms["v-adt-unprompted"].system.prompt
+    assert arms["iql"].system.cloning.replace(context=base.system.cloning.context) == base.system.cloning
+    dt, cloning = arms["dt"], base.system.cloning
+    assert dt.system.replace(condition=None, layout=cloning.layout) == cloning
+    assert dt.replace(system=base.system, before=base.before, evaluation=base.evaluation) == base
+    assert dt.evaluation.replace(targets=()) == base.evaluation

@@ -262,19 +262,53 @@ def played(target, limit, costs, totals):
     ]
 
 
-def test_figures_are_means_by_what_was_asked_and_costs_are_in_limits() -> None:
-    def figures(*records):
-        last = SimpleNamespace(records=[one for part in records for one in part])
-        return cdt.figures(SimpleNamespace(evaluations=lambda: [None, last]))
+def figures(monkeypatch, *records, recipe=cdt.RUNNERS):
+    """Of data that earned from 50 to 150."""
+    data = SimpleNamespace(episodes={"return": np.array([80.0, 150.0, 50.0])})
+    monkeypatch.setattr(CircleControllers, "open", lambda self: data)
+    last = SimpleNamespace(records=[one for part in records for one in part])
+    experiment = SimpleNamespace(source=SimpleNamespace(recipe=recipe))
+    return cdt.figures(SimpleNamespace(evaluations=lambda: [None, last], experiment=experiment))
 
+
+def test_figures_are_means_by_what_was_asked_and_costs_are_in_limits(monkeypatch) -> None:
     case = 180.0, 10.0, (4.0, 8.0), (100.0, 140.0)
-    assert figures(played(*case), played(250.0, 40.0, (50.0,), (7.0,))) == {
+    assert figures(monkeypatch, played(*case), played(250.0, 40.0, (50.0,), (7.0,))) == {
         "return at 180 within 10": 120.0,
         "cost / limit at 180 within 10": 0.6,
         "return at 250 within 40": 7.0,
         "cost / limit at 250 within 40": 1.25,
+        "normalised return at 180": 0.7,
+        "normalised cost at 180": 0.6,
+        "normalised return at 250": -0.43,
+        "normalised cost at 250": 1.25,
     }
-    assert figures(played(None, None, (4.0, 8.0), (1.0, 2.0))) == {"return": 1.5, "cost": 6.0}
+    plain = {"return": 1.5, "cost": 6.0, "normalised return": pytest.approx(-0.485)}
+    assert figures(monkeypatch, played(None, None, (4.0, 8.0), (1.0, 2.0))) == plain
+
+
+def test_figures_average_over_limits_as_the_paper_s_table(monkeypatch) -> None:
+    """Each limit counts alike, however many episodes it had, and costs are divided by their own limit first."""
+    cases = played(180.0, 10.0, (5.0, 5.0), (100.0, 100.0)), played(180.0, 40.0, (60.0,), (150.0,))
+    found = figures(monkeypatch, *cases)
+    assert found["normalised return at 180"] == pytest.approx(0.75)  # of 0.5 and 1
+    assert found["normalised cost at 180"] == pytest.approx(1.0)  # of 0.5 and 1.5
+    safe = figures(monkeypatch, played(None, None, (5.0, 15.0), (75.0,) * 2), recipe=cdt.SafeOnly(limit=20.0))
+    assert safe == {"return": 75.0, "cost": 10.0, "normalised return": 0.25, "normalised cost": 0.5}
+
+
+def test_an_arm_differs_in_its_pairs_alone_and_none_in_budget() -> None:
+    arms = cdt.claim().arms
+    base, bare = arms["cdt"], arms["no pairs"]
+    assert base.system.pairs is not None and bare.system.pairs is None
+    assert bare.replace(system=bare.system.replace(pairs=base.system.pairs)) == base
+    for arm in arms.values():
+        spent, own = base.training, arm.training
+        assert own.replace(optimiser=spent.optimiser) == spent and own.optimiser.replace(
+            parts=()
+        ) == spent.optimiser.replace(parts=())
+        reader = getattr(arm.system, "cloning", arm.system)
+        assert (reader.backbone, reader.context, reader.time) == (cdt.SMALL.backbone, cdt.SMALL.context, cdt.SMALL.time)
 
 
 def asked_for(target, *limits):

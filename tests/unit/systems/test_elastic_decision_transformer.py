@@ -102,6 +102,18 @@ def test_losses() -> None:
     torch.testing.assert_close(loss.total.double(), total.double(), rtol=1e-4, atol=1e-5)
 
 
+def test_choices_are_embedded_one_by_one_and_learn_by_cross_entropy() -> None:
+    trial, method = acting(spec="discrete")
+    batch, space = drawn(method, trial.store), SPECS["discrete"].action
+    with torch.no_grad():
+        loss, logits = method.loss(batch), method.head(method._recorded(batch)[2]).logits
+        each = method.embed_action(space.start + torch.arange(space.n))
+    assert logits.shape[-1] == space.n and len(each.unique(dim=0)) == space.n
+    logits, chosen = logits.reshape(*batch.action.shape, -1), (batch.action - space.start).clamp(min=0)
+    error = F.cross_entropy(logits.mT, chosen, reduction="none")
+    torch.testing.assert_close(loss.metrics["action_loss"], error[batch.scored].mean())
+
+
 def batch_low(trial):
     return float(trial.store.statistics("return_to_go")[""].low)
 
@@ -181,6 +193,16 @@ def test_search_takes_the_beginning_with_the_highest_estimate_at_the_present_ste
                 torch.testing.assert_close(decision.action[0].float(), action.float(), rtol=1e-3, atol=1e-4)
                 chosen.add(length)
     assert len(chosen) > 2
+
+
+def test_all_beginnings_are_tried_as_one_batch_in_two_passes() -> None:
+    trial, method = acting()
+    passes = []
+    method.backbone.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    for t, _ in play(method, trial.store, 3, 4.0):
+        tries = min(t, 5) // 2 + 1  # half as many as steps in the window
+        assert passes == [tries, tries], t
+        passes.clear()
 
 
 @pytest.mark.parametrize("spec", ["continuous", "discrete"])

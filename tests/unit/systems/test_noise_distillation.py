@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foretoken.envs.learners import Noisy
+from foretoken.envs.learners import Noisy, QLearning
 from foretoken.evaluation.evaluate import Evaluated
 from foretoken.evaluation.rollout import EpisodeResult
 from foretoken.systems.incontext import noise_distillation as eps
@@ -38,28 +38,35 @@ def test_figures_are_set_against_the_demonstrator_with_its_least_noise(monkeypat
     assert asked == [("a room", least, 2, 100, 3), ("a room", None, 2, 1, 3)]
 
 
-def test_arms_differ_in_the_schedule_of_noise_alone() -> None:
-    arms = eps.claim().arms
-    assert [arm.source.recipe.schedule for arm in arms.values()] == ["linear", "constant", "reversed"]
+def test_arms_differ_in_their_histories_alone() -> None:
+    arms = dict(eps.claim().arms)
     for arm in arms.values():
         assert arm.replace(source=arms["falling"].source) == arms["falling"]
-        assert arm.source.recipe.replace(schedule="linear") == arms["falling"].source.recipe
+    learned, noise = arms.pop("q-learning").source.recipe, arms["falling"].source.recipe
+    assert [arm.source.recipe.schedule for arm in arms.values()] == ["linear", "constant", "reversed"]
+    assert {arm.source.recipe.replace(schedule="linear") for arm in arms.values()} == {noise}
+    for name in ("environment", "tasks", "streams", "episodes", "keep_every", "seed"):
+        assert getattr(learned, name) == getattr(noise, name)
+    assert learned.players() == (QLearning(episodes=noise.episodes),)
 
 
 @pytest.mark.parametrize(
     ("falling", "constant", "fails"),
     [
-        ({}, 1.0, []),
-        ({"last five episodes": 5.9}, 1.0, ["late >= 1.5 times"]),
-        ({}, 1.1, ["gains >= 3 times"]),
-        ({"gain": -0.1}, -1.0, ["gains >= 3 times"]),
-        ({"gain": 0.0}, 0.0, ["gains >= 3 times"]),
-        ({"gain": 0.1}, -1.0, []),
+        ({}, {}, []),
+        ({"last five episodes": 5.9}, {}, ["late >= 1.5 times"]),
+        ({}, {"gain": 1.1}, ["gains >= 3 times"]),
+        ({"gain": -0.1}, {"gain": -1.0}, ["gains >= 3 times"]),
+        ({"gain": 0.0}, {"gain": 0.0}, ["gains >= 3 times"]),
+        ({"gain": 0.1}, {"gain": -1.0}, []),
+        ({}, {"last five episodes": 3.1}, ["constant noise: late"]),
     ],
 )
 def test_verdict(falling, constant, fails) -> None:
     fine = {"last five episodes": 6.1, "demonstrator at its best": 4.0, "gain": 3.2}
-    results = {"falling": [fine | falling] * 3, "constant": [{"gain": constant + noise} for noise in (-0.5, 0, 0.5)]}
+    still = {"first two episodes": 2.0, "last five episodes": 2.9, "gain": 1.0} | constant
+    noisy = [{name: value + noise for name, value in still.items()} for noise in (-0.5, 0, 0.5)]
+    results = {"falling": [fine | falling] * 3, "constant": noisy}
     broken = [name for name, held in eps.verdict(results).items() if not held]
     assert len(broken) == len(fails) and all(name.startswith(start) for name, start in zip(broken, fails, strict=True))
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from foretoken.envs.diagnostic import make_world
 from foretoken.systems.offline import recurrent_action_transformer as rate
 
 
@@ -41,17 +42,44 @@ def test_figures_are_the_wins_in_corridors_of_each_length(monkeypatch: pytest.Mo
         ("rate", 600, 0.79, "RATE: >= 80 %"),
         ("no-memory", 50, 1.0, None),
         ("dt", 50, 1.0, None),
+        ("dt-150", 50, 0.0, None),
+        ("dt-150", 150, 0.94, "dt-150: >= 95 % within its window"),
         *[
             (arm, length, success, f"{arm}: 50 % within 10 points at {length}")
-            for arm in ("no-memory", "dt")
+            for arm in ("no-memory", "dt", "dt-150")
             for length, success in ((150, 0.61), (300, 0.39), (600, 0.61))
+            if (arm, length) != ("dt-150", 150)
         ],
     ],
 )
 def test_verdict(arm, length, success, fails) -> None:
     results = {name: [dict.fromkeys(map("success at {}".format, rate.LENGTHS), 0.5)] * 3 for name in rate.claim().arms}
     results["rate"] = [{f"success at {each}": 0.95 + noise for each in rate.LENGTHS} for noise in (-0.02, 0.01, 0.02)]
+    results["dt-150"] = [row | {"success at 150": 0.96} for row in results["dt-150"]]
     assert all(rate.verdict(results).values())
     results[arm] = [row | {f"success at {length}": success} for row in results[arm]]
     broken = [name for name, held in rate.verdict(results).items() if not held]
     assert len(broken) == (fails is not None) and all(name.startswith(fails) for name in broken)
+
+
+def test_arms_differ_in_what_remembers_alone() -> None:
+    arms = rate.claim().arms
+    base, ablated = arms["rate"], ("no-memory", "no-valve", "cut-gradients")
+    for arm in (*ablated, "dt-150"):
+        changed = arms[arm].system.replace(backbone=base.system.backbone, reading=base.system.reading)
+        assert arms[arm].replace(system=changed) == base
+    stack = base.system.backbone.backbone
+    assert {arms[arm].system.backbone.backbone for arm in ablated} == {stack}
+    assert arms["cut-gradients"].system.backbone.depth == 0 and base.system.backbone.depth == -1
+    (block,) = arms["dt-150"].system.backbone.pattern
+    wide = block.replace(mixer=block.mixer.replace(window=stack.pattern[0].mixer.window))
+    assert arms["dt-150"].system.backbone.replace(pattern=(wide,)) == stack
+    steps = {arm: arms[arm].training.batch_size * arms[arm].system.context for arm in arms}
+    assert len(set(steps.values())) == 1, "as many steps a batch"
+
+
+def test_the_long_window_shows_the_longest_corridor_of_the_data_whole() -> None:
+    arm = rate.claim().arms["dt-150"]
+    (block,) = arm.system.backbone.pattern
+    horizon = make_world(arm.source.recipe.world, 1).spec.max_episode_steps
+    assert arm.system.context == horizon == 150 and block.mixer.window == 3 * horizon

@@ -2,6 +2,7 @@
 
 from foretoken.envs.learners.bandits import LCB, UCB, BetaThompson, EmpiricalMean, MixedArms, Thompson
 from foretoken.envs.learners.base import LearnerConfig, Noisy, UniformRandom
+from foretoken.envs.learners.labelers import Trained, ValueIteration
 from foretoken.envs.learners.lin_ucb import LinearThompson, LinUCB
 from foretoken.envs.learners.ppo import PPO
 from foretoken.envs.learners.q_learning import QLearning
@@ -19,5 +20,7 @@ __all__ = [
     "Noisy",
     "QLearning",
     "Thompson",
+    "Trained",
     "UniformRandom",
+    "ValueIteration",
 ]

@@ -1,7 +1,7 @@
 """Roll-ins: on each task a block of transitions, whoever made them, and the best action in every situation they passed.
 
 Pretraining data of Decision-Pretrained Transformers, Lee et al., NeurIPS 2023, arXiv 2306.14892. A block of `horizon` transitions
-is one episode of the store with two more columns: optimal_action, the scripted player's in the situation of the step, and
+is one episode of the store with two more columns: optimal_action, the labeler's in the situation of the step, and
 next_observation, the transition's own successor, for the next step need not begin there: states may be drawn, and a
 player's episodes follow each other in a block. So returns and ends of a block mean nothing. Facts: task, history (the
 block's number) and adaptive.
@@ -19,7 +19,7 @@ from foretoken.core.errors import ConfigError
 from foretoken.data.episode import Episode
 from foretoken.data.store import Store
 from foretoken.envs.diagnostic import make_world
-from foretoken.envs.diagnostic.record import Experience
+from foretoken.envs.diagnostic.record import Experience, Expert
 from foretoken.envs.learners import LearnerConfig, MixedArms, UniformRandom
 from foretoken.envs.recipes.base import RecipeConfig
 from foretoken.envs.recipes.learning_histories import row_seeds, training_tasks
@@ -39,6 +39,9 @@ class RollIns(RecipeConfig):
             `about` and in the fact.
         label: who else is told of every transition; what it would have done is the column label_action. Shows what
             happens when data and lessons come from different algorithms (Lin, Bai and Mei, ICLR 2024, arXiv 2310.08566).
+        labeler: who says optimal_action, the label of pretraining: None is the world's own scripted player, which knows the task; where
+            a world has none that is the best, `ValueIteration()` plans, and `Trained(learner=..., episodes=...)` is an expert that
+            learned each task before. It is not told of the block's transitions.
         tasks: how many training tasks.
         horizon: transitions of a block.
         blocks: blocks of each task; a learner begins each of them anew.
@@ -51,6 +54,7 @@ class RollIns(RecipeConfig):
     kind: Literal["uniform", "mixed", "learner"] = "mixed"
     learner: LearnerConfig | None = None
     label: LearnerConfig | None = None
+    labeler: LearnerConfig | None = None
     tasks: int = 20_000
     horizon: int = 200
     blocks: int = 1
@@ -118,6 +122,7 @@ class RollIns(RecipeConfig):
         """A block per row: arrays (B, horizon, ...) by column."""
         world = make_world(self.environment, len(task))
         player, label = self.player.build(world), self.label.build(world) if self.label else None
+        labeler = self.labeler.build(world) if self.labeler else Expert()
         number = np.zeros(len(task), np.int64)
         world.begin(np.arange(len(task)), task, splitmix.split(seed, number))
         steps: list[Mapping[str, np.ndarray]] = []
@@ -125,7 +130,7 @@ class RollIns(RecipeConfig):
             if self.kind == "uniform":
                 _scatter(world)
             seen = world.observe().copy()
-            step = {"observation": seen, "optimal_action": world.expert(), "action": player.act(world)}
+            step = {"observation": seen, "optimal_action": labeler.act(world), "action": player.act(world)}
             step |= {"label_action": label.act(world)} if label else {}
             outcome = world.step(step["action"])
             step |= {"reward": outcome.reward, "next_observation": world.observe().copy()}

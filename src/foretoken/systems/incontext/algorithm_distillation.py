@@ -95,7 +95,9 @@ def histories(run: Experiment) -> LearningHistories:
 
 
 def figures(run: Run) -> Mapping[str, float]:
-    """Of one run: mean returns early and late in the trials on held-out goals; what the source learned there; the best possible."""
+    """Of one run: mean returns on held-out goals early, in episode 4, which fills a window, and late in the trials; what the source
+    learned there; the best possible.
+    """
     last = run.evaluations()[-1]
     returns_NE = returns_by_episode(last)
     first, late = early_and_late(returns_NE, 2)[0], early_and_late(returns_NE, 5)[1]
@@ -104,6 +106,7 @@ def figures(run: Run) -> Mapping[str, float]:
     best = reference_returns(last.environment, None, trials=trials, episodes=1, seed=seed)
     return {
         "first two episodes": first,
+        "episode 4": float(returns_NE[:, 3].mean()),
         "last five episodes": late,
         "source's last ten episodes": early_and_late(source, 10)[1],
         "source's first two episodes": early_and_late(source, 2)[0],
