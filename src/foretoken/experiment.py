@@ -209,7 +209,7 @@ def run(
     def measure(trained: Method, update: int) -> Mapping[str, float]:
         assert isinstance(source.spec, Spec)
         device = next(trained.parameters()).device
-        last = update == experiment.training.updates and shows(trained)
+        last = update == experiment.training.updates and shows(type(trained))
         watch = Watch(min(EPISODES, experiment.evaluation.episodes)) if last else None
         done = evaluate(
             trained,
@@ -221,9 +221,9 @@ def run(
             device=device,
             watch=watch,
         )
-        done.write(path / "evaluations" / f"update-{update:08d}.json")
+        kept = done.write(path / "evaluations" / f"update-{update:08d}.json")
         if watch is not None:
-            write_exhibits(path, trained, update, watch.episodes)
+            write_exhibits(kept, trained, update, watch.episodes)
         return done.metrics()
 
     measurable = experiment.evaluation.environment or getattr(source.spec, "environment", "")

@@ -1,5 +1,6 @@
 """The laws of every mixer in `foretoken.nn.mixers`, found by discovery."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from foretoken.nn.mixer import Mixed, MixerConfig
 from foretoken.nn.mixers import shelf
 from foretoken.nn.mixers.attention import Attention, AttentionConfig
+from foretoken.nn.mixers.transformer_xl import TransformerXL, TransformerXLConfig
 from foretoken.testing import check_mixer
 from foretoken.testing.mixers import LAWS, trial_of
 
@@ -73,6 +75,22 @@ class Understated(Attention):
         return Mixed(y, after if after is None else {**after, "more": state["more"]}, aux)
 
 
+class Ring(Attention):
+    """Says that what lies at slots in turn slides."""
+
+    def __init__(self, config, width):
+        super().__init__(config, width)
+        self.facts = dataclasses.replace(self.facts, sliding=("kept",))
+
+
+class Zeros(TransformerXL):
+    """Reads the zeros before its memory begins."""
+
+    def initial_state(self, rows):
+        state = super().initial_state(rows)
+        return {**state, "held": state["held"] + self.config.memory}
+
+
 @pytest.mark.parametrize(
     ("owner", "law"),
     [
@@ -83,12 +101,19 @@ class Understated(Attention):
         (Forgetful, "agreement"),
         (Leaky, "padding"),
         (Understated, "bounded_state"),
+        (Ring, "sliding"),
     ],
 )
 def test_laws_notice_faults(monkeypatch: pytest.MonkeyPatch, owner: type[nn.Module], law: str) -> None:
     monkeypatch.setattr(AttentionConfig, "owner", owner)
     with pytest.raises(AssertionError, match="width=12"):
         LAWS[law](trial_of(AttentionConfig(window=5), 12))
+
+
+def test_the_law_of_sliding_notices_who_reads_an_empty_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TransformerXLConfig, "owner", Zeros)
+    with pytest.raises(AssertionError, match="1 tokens after 0, whatever was before them"):
+        LAWS["sliding"](trial_of(TransformerXLConfig(memory=4), 12))
 
 
 def test_check_mixer_needs_a_reference() -> None:

@@ -3,6 +3,7 @@
 Results go to stdout, progress to stderr. Errors are one or two lines and exit code 2; `--debug` shows the traceback.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -82,8 +83,9 @@ def _help() -> str:
         "Sequence models that act: train, measure and compare them.",
         "",
     ]
+    width = max(len(verb) for verbs in VERBS.values() for verb in verbs)
     for group, verbs in VERBS.items():
-        lines += [group, *(f"  {verb:<10} {line}" for verb, (_, line) in verbs.items()), ""]
+        lines += [group, *(f"  {verb:<{width}}  {line}" for verb, (_, line) in verbs.items()), ""]
     return "\n".join([*lines, "`foretoken COMMAND --help` explains each; --debug shows the traceback of an error."])
 
 
@@ -101,6 +103,8 @@ def _explain(problem: BaseException) -> int:
 
 def _os_error(problem: OSError) -> str:
     about: Any = problem.filename
+    if problem.errno == errno.ENOSPC:
+        return f"{f'{about}: ' if about else ''}the disk is full; make room, or write elsewhere (--out)"
     return f"{about}: {problem.strerror}" if about and problem.strerror else str(problem)
 
 

@@ -29,8 +29,6 @@ def main(argv: list[str]) -> int:
     entry = catalogue.find(options.system)
     claim = _claim(entry)
     if options.seeds is not None:
-        if not options.seeds:
-            raise ConfigError("--seeds needs at least one seed, for example --seeds 0,1")
         claim = replace(claim, seeds=options.seeds)
     from foretoken.experiment import run_claim
 

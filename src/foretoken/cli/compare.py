@@ -22,12 +22,12 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from foretoken.evaluation.compare import compare
 
-    (file_a, a), (file_b, b) = newest(Path(options.a)), newest(Path(options.b))
+    a, b = newest(Path(options.a)), newest(Path(options.b))
     found = compare(a, b)
     if options.json:
-        print_json(found.to_json() | {"a": str(file_a), "b": str(file_b)})
+        print_json(found.to_json() | {"a": str(a.file), "b": str(b.file)})
         return 0
-    sides = (("a", found.difference.a, file_a), ("b", found.difference.b, file_b))
+    sides = (("a", found.difference.a, a.file), ("b", found.difference.b, b.file))
     print(table([(name, mean, str(file)) for name, mean, file in sides], ("", "mean return", "evaluation")))
     print(f"\n{found.verdict}")
     if found.unpaired:
@@ -35,18 +35,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def newest(path: Path) -> "tuple[Path, Evaluated]":
-    """The evaluation in a file; or of a run the last one asked for by `foretoken evaluate`, else the last of its training."""
-    from foretoken.evaluation.evaluate import read_evaluation
+def newest(path: Path) -> "Evaluated":
+    """The evaluation in a file, or the one that a run played last."""
+    from foretoken.evaluation.evaluate import read_evaluation, read_evaluations
     from foretoken.experiment import Run
 
     if path.is_file():
-        return path, read_evaluation(path)
+        return read_evaluation(path)
     Run.open(path)
-    files = (path / "evaluations").glob("*.json")
-    found = max(
-        files, key=lambda file: (file.name.startswith("user-"), file.stat().st_mtime_ns, file.name), default=None
-    )
-    if found is None:
+    if not (found := read_evaluations(path)):
         raise DataError(f"{path} has no evaluation yet; make one with: foretoken evaluate {path}")
-    return found, read_evaluation(found)
+    return found[-1]

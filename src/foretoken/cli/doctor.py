@@ -1,9 +1,12 @@
 """`foretoken doctor STORE`: what was noticed about the data, the worst first. Exit code 1 when there are errors."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from foretoken.cli.terminal import Parser, print_json, wrap
-from foretoken.data.findings import Finding
+
+if TYPE_CHECKING:
+    from foretoken.data.findings import Finding
 
 
 def main(argv: list[str]) -> int:
@@ -26,19 +29,19 @@ def main(argv: list[str]) -> int:
     return int(any(finding.severity == "error" for finding in findings))
 
 
-def listed(findings: Sequence[Finding]) -> str:
+def listed(findings: "Sequence[Finding]") -> str:
     """One finding a paragraph: severity, code, and what to do about it."""
     width = max((len(finding.code) for finding in findings), default=0)
     lead = len("warning") + width + 6
     return "\n".join(_line(finding, width, lead) for finding in findings)
 
 
-def _line(finding: Finding, width: int, lead: int) -> str:
+def _line(finding: "Finding", width: int, lead: int) -> str:
     head = f"  {finding.severity:<7}  {finding.code:<{width}}  "
     return head + wrap(finding.message, indent=lead).lstrip()
 
 
-def _sum(findings: Sequence[Finding]) -> str:
+def _sum(findings: "Sequence[Finding]") -> str:
     counts = {
         severity: sum(finding.severity == severity for finding in findings) for severity in ("error", "warning", "note")
     }

@@ -1,5 +1,6 @@
 """`foretoken evaluate RUN`: plays episodes with the trained policy, keeps them in the run, and prints the score card."""
 
+import itertools
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -67,8 +68,8 @@ def play(run: "Run", options: Namespace) -> "Evaluated":
     from foretoken.evaluation.evaluate import evaluate
 
     update = checkpoint_update(run, best=options.best)
-    method = trained(run, best=options.best).to(options.device)
-    _check_targets(method, options)
+    method = trained(run, best=options.best).to(_device(options.device))
+    _check_asked(method, options)
     config = _settings(run.experiment.evaluation, options)
     progress = _Progress(config.episodes * config.trial * max(1, len(config.targets)) * max(1, len(config.costs)))
     seed = run.experiment.seed if options.seed is None else options.seed
@@ -93,11 +94,24 @@ def _settings(config: "Evaluation", options: Namespace) -> "Evaluation":
     return config.replace(**{name: value for name, value in given.items() if value is not None})
 
 
-def _check_targets(method: "Method", options: Namespace) -> None:
-    if options.targets and "target_return" not in method.asks:
-        raise ConfigError(
-            f"the policy of {options.run} is asked for no return, so it takes no --targets; leave them out"
-        )
+def _device(name: str) -> str:
+    """The name, where there is such a device."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    # torch without CUDA asserts, an unknown name is a RuntimeError
+    except (RuntimeError, AssertionError) as problem:
+        raise ConfigError(f"--device {name} cannot be used here: {str(problem).splitlines()[0]}") from None
+    return name
+
+
+def _check_asked(method: "Method", options: Namespace) -> None:
+    for key, asked, option in (("target_return", "return", "targets"), ("target_cost", "limit of cost", "costs")):
+        if getattr(options, option) and key not in method.asks:
+            raise ConfigError(
+                f"the policy of {options.run} is asked for no {asked}, so it takes no --{option}; leave them out"
+            )
 
 
 def single_spec(run: "Run") -> Spec:
@@ -137,8 +151,8 @@ def trained(run: "Run", *, best: bool = False) -> "Method":
 def _new_file(folder: Path, found: "Evaluated") -> Path:
     """A name that is not taken; "user" keeps it apart from the evaluations of training, which claims read."""
     name = f"user-{found.update:08d}-seed-{found.seed}"
-    taken = len(list(folder.glob(f"{name}*.json")))
-    return folder / (f"{name}.json" if not taken else f"{name}-{taken + 1}.json")
+    files = (folder / f"{name}{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
+    return next(file for file in files if not file.exists())
 
 
 class _Progress:

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     say(f"importing {options.path} into {out}")
     _, findings = import_dataset(
         options.path, out, format=options.format, floats=options.floats, environment=options.environment,
-        max_episode_steps=options.max_episode_steps, action_bounds=bounds, overwrite=options.overwrite,
+        max_episode_steps=options.max_episode_steps, action_bounds=bounds, ends=options.ends, overwrite=options.overwrite,
     )  # fmt: skip
     if options.json:
         print_json({"store": str(out), "findings": [finding.to_json() for finding in findings]})
@@ -50,6 +50,13 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--action-bounds", type=numbers, metavar="LOW,HIGH", help="allowed actions, where the files do not say them"
+    )
+    parser.add_argument(
+        "--ends",
+        type=lambda words: tuple(word.strip() for word in words.split(",")),
+        metavar="LIST",
+        help="what ends an episode in a D4RL file (default: terminals,timeouts); jumps are rows that do not follow each other: "
+        "timeouts,jumps for AntMaze",
     )
     parser.add_argument(
         "--floats",

@@ -1,13 +1,19 @@
 """`foretoken in-context`: the table of in-context learners. Runs the claims of the family where they were not run, or goes on."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from foretoken.cli import results
 from foretoken.cli.terminal import Parser, say
 from foretoken.core import catalogue
+
+if TYPE_CHECKING:
+    from foretoken.envs.recipes.learning_histories import Histories
+    from foretoken.experiment import Experiment
 
 
 def main(argv: list[str]) -> int:
@@ -34,8 +40,8 @@ def main(argv: list[str]) -> int:
 
 
 def _curves(folder: Path, *, quiet: bool) -> list:
-    """The curves of all arms of the family's claims by environment, with those of the references."""
-    from foretoken.evaluation.in_context import reference_curves, regrets, returns_by_episode, steps
+    """The curves of all arms of the family's claims by environment, with those of the references and of whoever was distilled."""
+    from foretoken.evaluation.in_context import reference_curves, regrets, returns_by_episode, source_curves, steps
     from foretoken.evaluation.in_context_page import Curves
     from foretoken.experiment import Run, run_claim
 
@@ -46,6 +52,7 @@ def _curves(folder: Path, *, quiet: bool) -> list:
     for entry in (entry for entry in catalogue.systems().values() if "in-context" in entry.card.tags):
         claim = entry.load().claim()
         run_claim(entry.card.key, claim, folder / entry.card.key, progress=not quiet, tell=say)
+        named = _sources(entry.card.key, claim.arms)
         for arm in claim.arms:
             for seed in claim.seeds:
                 last = Run.open(folder / entry.card.key / arm / f"seed-{seed}").evaluations()[-1]
@@ -56,7 +63,11 @@ def _curves(folder: Path, *, quiet: bool) -> list:
                 length = last.records[0].length if told else own.shape[1]
                 at.setdefault(where, steps(own, length))
                 picked = at[where].round().astype(int) - 1
-                for name, values in reference_curves(last).items():
+                found = reference_curves(last)
+                if arm in named and not told:
+                    name, recipe = named[arm]
+                    found |= source_curves(last, recipe, name)
+                for name, values in found.items():
                     beside.setdefault(where, {}).setdefault(name, {})[seed] = values[:, picked] if told else values
     return [
         Curves(
@@ -68,3 +79,13 @@ def _curves(folder: Path, *, quiet: bool) -> list:
         )
         for where, players in drawn.items()
     ]
+
+
+def _sources(key: str, arms: Mapping[str, "Experiment"]) -> dict[str, tuple[str, "Histories"]]:
+    """Who played the histories that arms learn from: a name and the recipe, once for each recipe, by the first arm that has it."""
+    from foretoken.envs.recipes.learning_histories import Histories
+
+    recipes = {arm: getattr(experiment.source, "recipe", None) for arm, experiment in arms.items()}
+    first = {recipe: arm for arm, recipe in reversed(recipes.items()) if isinstance(recipe, Histories)}
+    whose = f"source of {key}"
+    return {arm: (whose if len(first) == 1 else f"{whose}: {arm}", recipe) for recipe, arm in first.items()}

@@ -50,4 +50,5 @@ def _page(entries: Iterable[Entry]) -> str:
     for family, members in families:
         rows = [(entry.name.ljust(names), entry.card.title.ljust(titles), results.told(entry)) for entry in members]
         parts.append(f"{family}\n{table(rows, indent=2)}")
-    return "\n\n".join([*parts, "`foretoken show NAME` tells more; `foretoken claim NAME` tests a claim."])
+    note = "A claim holds when all of its conditions do. `foretoken show NAME` tells more; `foretoken claim NAME` tests a claim."
+    return "\n\n".join([*parts, note])

@@ -1,11 +1,12 @@
 """`foretoken report RUN`: films the best, median and worst episode of the last evaluation, and writes report.html.
 
-What the method shows of itself is made here too, where training did not leave it.
+What the method shows of itself is made here too, where it was not kept with that evaluation. The checkpoint is read only for
+what has to be played.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,42 +32,43 @@ def main(argv: list[str]) -> int:
 
     run = Run.open(options.run)
     try:
-        last, method = _evaluated(run)
-    except ForetokenError as problem:
-        say(f"foretoken: nothing played: {problem}")
-    else:
+        last = newest(run.path)
+        method = cache(partial(_method, run, last))
         for made in (*_show(run, last, method), *([] if options.no_videos else _film(run, last, method))):
             print(made)
+    except ForetokenError as problem:
+        say(f"foretoken: nothing played: {problem}")
     print(write_report(run.path, out=Path(options.out) if options.out else None))
     return 0
 
 
-def _evaluated(run: "Run") -> "tuple[Evaluated, Method]":
-    """The last evaluation, and the method as it was then."""
-    _, last = newest(run.path)
+def _method(run: "Run", last: "Evaluated") -> "Method":
+    """The method as it was at the last evaluation."""
     best = last.update != checkpoint_update(run)
     if best and last.update != checkpoint_update(run, best=True):
         raise CheckpointError(
             f"the checkpoint of update {last.update}, which was evaluated last, is gone; evaluate again"
         )
-    return last, trained(run, best=best)
+    return trained(run, best=best)
 
 
-def _show(run: "Run", last: "Evaluated", method: "Method") -> list[Path]:
-    """What the method shows of itself, where it was not kept when that update was evaluated."""
-    from foretoken.evaluation.exhibits import read_exhibits, replay, write_exhibits
+def _show(run: "Run", last: "Evaluated", method: "Callable[[], Method]") -> list[Path]:
+    """What the method shows of itself, where it was not kept with the evaluation."""
+    from foretoken.evaluation.exhibits import read_exhibits, replay, shows, write_exhibits
 
+    if last.file is None or isinstance(run.spec, Mapping) or not shows(type(run.experiment.system).owner):
+        return []
     shown = None
     with suppress(DataError):  # a broken file is made anew
-        shown = read_exhibits(run.path)
-    if isinstance(run.spec, Mapping) or (shown and shown.update == last.update and not shown.missing):
+        shown = read_exhibits(last.file)
+    if shown and not shown.missing:
         return []
-    again = partial(replay, method, run.spec, last, run.experiment.evaluation.max_steps)
-    made = write_exhibits(run.path, method, last.update, again)
+    again = partial(replay, method(), run.spec, last, run.experiment.evaluation.max_steps)
+    made = write_exhibits(last.file, method(), last.update, again)
     return [] if made is None else [made]
 
 
-def _film(run: "Run", last: "Evaluated", method: "Method") -> list[Path]:
+def _film(run: "Run", last: "Evaluated", method: "Callable[[], Method]") -> list[Path]:
     """The films made; a page without films is still a page, so what prevents them is told and no more."""
     from foretoken.evaluation.rollout import job_of, rollout
     from foretoken.evaluation.video import choose, write_videos
@@ -74,13 +76,15 @@ def _film(run: "Run", last: "Evaluated", method: "Method") -> list[Path]:
     try:
         # later episodes of a trial would need the memory of those before
         jobs = [job_of(record) for record in choose([one for one in last.records if not one.index]).values()]
+        policy = method().policy
         say(f"filming {len(jobs)} episodes")
         played = rollout(
-            method.policy, last.environment, jobs, spec=single_spec(run), seed=last.seed, num_slots=len(jobs),
+            policy, last.environment, jobs, spec=single_spec(run), seed=last.seed, num_slots=len(jobs),
             max_steps=run.experiment.evaluation.max_steps, keep_actions=True,
         )  # fmt: skip
     except ForetokenError as problem:
         say(f"foretoken: no videos: {problem}")
         return []
-    folder = run.path / "videos"
-    return [folder / video.file for video in write_videos(folder, last.environment, played, update=last.update)]
+    folder, name = run.path / "videos", last.file.stem if last.file else ""
+    made = write_videos(folder, last.environment, played, update=last.update, evaluation=name)
+    return [folder / video.file for video in made]

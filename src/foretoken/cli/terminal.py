@@ -65,9 +65,12 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 def _each(text: str, kind: Any, what: str) -> list[Any]:
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"needs {what} separated by commas, got {text!r}") from None
+        found = []
+    if not found:
+        raise argparse.ArgumentTypeError(f"needs {what} separated by commas, got {text!r}")
+    return found
 
 
 def count(text: str) -> int:

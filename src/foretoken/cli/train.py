@@ -122,6 +122,8 @@ def _unboxed(text: str) -> str:
     ends = (i for i, line in enumerate(lines) if line.startswith(("For full helptext", "Argument helptext")))
     message, _, near = " ".join(filter(None, lines[: next(ends, len(lines))])).partition("Perhaps you meant:")
     found = re.search(r"--[\w.-]+", near)
+    # of a config that refused its values, the message itself says which
+    message = re.sub(r"^Error parsing (?:(--[\w.-]+: )|[\w.-]+: )", r"\1", message)
     return message.strip() + (f" (did you mean {found[0]!r}?)" if found else "")
 
 
@@ -175,7 +177,9 @@ def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str
 def _told(run: "Run") -> str:
     from foretoken.evaluation.scores import score_card
 
+    path = shlex.quote(str(run.path))
+    if not (run.experiment.evaluation.environment or getattr(run.spec, "environment", "")):
+        return f"run: {run.path}\nnothing was played: the data name no environment; `foretoken evaluate {path} --environment ID` plays one"
     found = run.evaluations()
     card = score_card(found).text() + "\n" if found else ""
-    path = shlex.quote(str(run.path))
     return f"{card}run: {run.path}\n`foretoken evaluate {path} --episodes 100` measures it, `foretoken report {path}` writes its page"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from foretoken.core.errors import DataError, UnknownName
+from foretoken.core.errors import ConfigError, DataError, UnknownName
 from foretoken.core.names import nearest
 from foretoken.core.spec import Box, Space, Spec, leaves
 from foretoken.data.episode import Episode
@@ -35,6 +35,7 @@ def import_dataset(
     environment: str = "",
     max_episode_steps: int = 0,
     action_bounds: tuple[float, float] | None = None,
+    ends: tuple[str, ...] | None = None,
     columns: tuple[str, ...] | None = None,
     overwrite: bool = False,
 ) -> tuple[Store, list[Finding]]:
@@ -50,6 +51,8 @@ def import_dataset(
         environment: Gymnasium id the data comes from, where the files do not say it.
         max_episode_steps: its time limit; by default that of the registered environment, or what the files say.
         action_bounds: lowest and highest allowed action, where the files do not say it.
+        ends: of D4RL files, what ends an episode: some of "terminals", "timeouts" and "jumps"; None takes the first two. See
+            `formats.d4rl`, for AntMaze and maze2d.
         columns: the extra step columns to keep ("infos/qpos", ...); None keeps all, () none.
         overwrite: replaces an existing store at `out`.
 
@@ -58,6 +61,7 @@ def import_dataset(
         looks deeper.
 
     Raises:
+        ConfigError: for `ends` that do not fit the format.
         DataError: for anything broken in the files, or where `out` exists and is not empty.
         UnknownName: for a format that does not exist.
         MissingExtra: where reading needs a package that is not installed.
@@ -65,11 +69,14 @@ def import_dataset(
     source, target = Path(path), Path(out)
     _check_target(target, overwrite)
     reader = _reader(source, format)
+    if ends is not None and not hasattr(reader, "ENDS"):
+        raise ConfigError(f"ends are chosen for D4RL files only, got ends={list(ends)} for {source}")
     spec, episodes, about = reader.read(
         source,
         environment=environment,
         max_episode_steps=max_episode_steps or _time_limit(environment),
         action_bounds=action_bounds,
+        **({} if ends is None else {"ends": ends}),
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that the final rename stays within one file system
@@ -107,8 +114,8 @@ def _reader(path: Path, format: str | None) -> ModuleType:
             return module
     raise DataError(
         f"{path} is of no known format (or was cut short): a Minari folder needs metadata.json beside its data, a "
-        "D4RL file must be HDF5 with "
-        "observations and actions, an npz must be a zip of arrays; name the format to see the exact complaint"
+        "D4RL file must be HDF5 with observations and actions, an npz must be a zip of arrays; --format NAME shows the "
+        "exact complaint"
     )
 
 
@@ -197,10 +204,12 @@ def _summary(store: Store, about: dict[str, Any]) -> Finding:
         f"{part} " + ", ".join(f"{path.lstrip('/')} {shape}".strip() for path, shape in found.items())
         for part, found in shapes.items()
     )
+    where = (
+        store.spec.environment or "an environment without name (--environment ID names it, so that it can be played)"
+    )
     message = (
-        f"{about['format']}: {store.num_episodes} episodes, {actions} actions; {words}; return mean "
-        f"{returns.mean():.4g}, "
-        f"lowest {returns.min():.4g}, highest {returns.max():.4g}."
+        f"{about['format']}: {store.num_episodes} episodes, {actions} actions of {where}; {words}; return mean "
+        f"{returns.mean():.4g}, lowest {returns.min():.4g}, highest {returns.max():.4g}."
     )
     detail = {
         "episodes": int(store.num_episodes),

@@ -28,7 +28,8 @@ from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.names import nearest
 from foretoken.core.spec import Window
 from foretoken.data.layout import COMPUTED
-from foretoken.data.store import Store, compute
+from foretoken.data.steps import flags
+from foretoken.data.store import Store
 
 MASKS = ("valid", "scored", "first", "final", "fresh", "timestep", "at")
 _EPISODE, _STEP = 1, 2  # independent streams of random numbers of one row
@@ -210,7 +211,7 @@ class WindowSampler:
         if not self._flags:
             return {}
         ends = (self._ends[name][rank_BT] for name in ("terminated", "truncated"))
-        found = compute(self._flags, local_BT, valid_BT, self._length[rank_BT], *ends)
+        found = flags(self._flags, local_BT, valid_BT, self._length[rank_BT], *ends)
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _span(self, rank: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

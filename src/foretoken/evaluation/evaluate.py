@@ -78,6 +78,8 @@ class Evaluated:
     decisions: int = 0
     target_rule: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
+    played: float = 0.0  # when, in seconds since 1970; 0 where an older file does not tell
+    file: Path | None = field(default=None, compare=False)  # where it was read from
 
     @property
     def targets(self) -> tuple[float | None, ...]:
@@ -122,6 +124,7 @@ class Evaluated:
             "records": [record.to_json() for record in self.records],
             "seconds": self.seconds,
             "decisions": self.decisions,
+            "played": self.played,
             "card": dict(self.card),
         }
 
@@ -138,7 +141,8 @@ class Evaluated:
             records = tuple(EpisodeResult.from_json(record) for record in tree["records"])
         except KeyError as problem:
             raise DataError(f"this evaluation lacks {problem.args[0]!r}; evaluate again") from None
-        return cls(records=records, target_rule=tree.get("target_rule", ""), card=tree.get("card") or {}, **plain)
+        added = {"target_rule": tree.get("target_rule", ""), "played": float(tree.get("played") or 0.0)}
+        return cls(records=records, card=tree.get("card") or {}, **added, **plain)
 
     def write(self, file: str | Path) -> Path:
         """Writes the JSON, whole or not at all."""
@@ -153,9 +157,20 @@ class Evaluated:
 def read_evaluation(file: str | Path) -> Evaluated:
     """The evaluation in a JSON file, or a DataError that names the file."""
     try:
-        return Evaluated.from_json(json.loads(Path(file).read_text(encoding="utf-8")))
+        found = Evaluated.from_json(json.loads(Path(file).read_text(encoding="utf-8")))
     except (DataError, ValueError, OSError) as problem:
         raise DataError(f"{file} is no evaluation: {problem}") from None
+    return replace(found, file=Path(file))
+
+
+def read_evaluations(run: str | Path) -> list[Evaluated]:
+    """Everything that a run's folder keeps of its episodes, in the order in which it was played.
+
+    Raises:
+        DataError: one of the files is broken.
+    """
+    found = [read_evaluation(file) for file in sorted((Path(run) / "evaluations").glob("*.json"))]
+    return sorted(found, key=lambda one: (one.played, one.update))
 
 
 def default_targets(returns: Any) -> tuple[float, ...]:
@@ -200,7 +215,7 @@ def evaluate(
     where = environment or config.environment or spec.environment
     if not where:
         raise ConfigError(
-            "Evaluation.environment must name a Gymnasium id because the data name none, for example 'Hopper-v5'; got ''"
+            "Evaluation.environment must name a Gymnasium id because the data name none (--environment Hopper-v5), got ''"
         )
     targets, rule = _targets(config, data_returns) if "target_return" in method.asks else ((None,), "nothing asked for")
     _warn_outside(targets, data_returns, on_warning)
@@ -246,6 +261,7 @@ def evaluate(
         seconds=time.perf_counter() - began,
         decisions=sum(record.length for record in records),
         target_rule=rule,
+        played=time.time(),
     )
     return replace(found, card=_card(found))
 

@@ -1,9 +1,12 @@
 """What a method shows of its own episodes, made after an evaluation and kept in the run's folder for the report.
 
 The first episodes of the evaluation's main target, none of them selected, are recorded step by step and handed to
-`Method.exhibits`. Nothing here ends a run: what goes wrong is kept in place of the pictures, and the report tells it.
+`Method.exhibits`. They are kept under the name of the evaluation whose episodes they show, so that a report sets no picture
+beside the numbers of another environment. Nothing here ends a run: what goes wrong is kept in place of the pictures,
+and the report tells it.
 
-    exhibits/update-00005000.json    {"format": "foretoken-exhibits", "version": 1, "exhibits": [...], "missing": "why there are none"}
+    evaluations/update-00005000.json    the episodes
+    exhibits/update-00005000.json       {"format": "foretoken-exhibits", "version": 1, "exhibits": [...], "missing": "why there are none"}
 """
 
 import json
@@ -38,16 +41,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see of a run at one update; `missing` says why there is nothing."""
+    """What there is to see of one evaluation; `missing` says why there is nothing."""
 
     update: int
     exhibits: tuple[Exhibit, ...] = ()
     missing: str = ""
 
 
-def shows(method: Method) -> bool:
-    """Whether there may be anything to see of a method."""
-    return type(method).exhibits is not Method.exhibits
+def shows(owner: type | None) -> bool:
+    """Whether there may be anything to see of methods of this class."""
+    return getattr(owner, "exhibits", Method.exhibits) is not Method.exhibits
 
 
 class Watch:
@@ -107,16 +110,17 @@ def replay(method: Method, spec: Spec, found: Evaluated, max_steps: int = 0) -> 
 
 
 def write_exhibits(
-    run: str | Path, method: Method, update: int, episodes: Callable[[], Sequence[Batch]]
+    evaluation: Path, method: Method, update: int, episodes: Callable[[], Sequence[Batch]]
 ) -> Path | None:
-    """Writes `exhibits/update-<update>.json` of a run's folder; None where the method has nothing to show.
+    """Writes what a method shows of an evaluation; None where it has nothing to show.
 
     Args:
+        evaluation: the evaluation's file, in the folder `evaluations` of its run.
         method: as it was evaluated; its mode and weights stay as they are.
         update: how long it has been trained.
         episodes: gives the episodes that it played; see `Method.exhibits`.
     """
-    if not shows(method):
+    if not shows(type(method)):
         return None
     exhibits: tuple[Exhibit, ...] = ()
     missing = ""
@@ -129,25 +133,25 @@ def write_exhibits(
     # A picture is worth no run, whatever its maker stumbles over.
     except Exception as problem:
         missing = str(problem) if isinstance(problem, ForetokenError) else f"{type(problem).__name__}: {problem}"
-        log.warning("no exhibits of update %d: %s", update, missing)
+        log.warning("no exhibits of %s: %s", evaluation.name, missing)
     if not exhibits and not missing:
         return None
-    return _write(file_of(run, update), Shown(update, exhibits, missing))
+    return _write(file_of(evaluation), Shown(update, exhibits, missing))
 
 
-def file_of(run: str | Path, update: int) -> Path:
-    """Where the exhibits of an update stand in a run's folder."""
-    return Path(run) / "exhibits" / f"update-{update:08d}.json"
+def file_of(evaluation: Path) -> Path:
+    """Where the exhibits of an evaluation stand, given its file."""
+    return evaluation.parents[1] / "exhibits" / evaluation.name
 
 
-def read_exhibits(run: str | Path) -> Shown | None:
-    """The newest exhibits of a run's folder, None where there are none.
+def read_exhibits(evaluation: Path) -> Shown | None:
+    """The exhibits of an evaluation, given its file; None where there are none.
 
     Raises:
         DataError: the file is broken, or of another version.
     """
-    file = max((Path(run) / "exhibits").glob("update-*.json"), default=None)
-    if file is None:
+    file = file_of(evaluation)
+    if not file.exists():
         return None
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from foretoken.envs.learners import (
     Thompson,
     UniformRandom,
 )
+from foretoken.envs.recipes.learning_histories import Histories
 from foretoken.envs.slots import reset_seed
 from foretoken.evaluation.evaluate import Evaluated
 
@@ -103,6 +104,28 @@ def reference_curves(evaluated: Evaluated, seed: int | None = None) -> dict[str,
         }
     found = references(where).items()
     return {name: reference_returns(where, who, trials=trials, episodes=length, seed=seed) for name, who in found}
+
+
+def source_curves(evaluated: Evaluated, recipe: Histories, name: str = "source") -> dict[str, np.ndarray]:
+    """Returns (N, E) of who played the histories of a recipe, beginning anew on the tasks of an evaluation of trials; {} off our worlds.
+
+    Under `name` episode after episode, as who learned from the histories plays them; under "..., one episode in k" those that a
+    recipe with keep_every=k stores, whose improvement is what was learned. Of several players the first, who plays on where
+    a history ends.
+    """
+    if evaluated.environment not in world_ids():
+        return {}
+    length, every = max(record.index for record in evaluated.records) + 1, recipe.keep_every
+    trials = len(evaluated.records) // length
+    returns_NE = reference_returns(
+        evaluated.environment,
+        recipe.players()[0],
+        trials=trials,
+        episodes=1 + (length - 1) * every,
+        seed=evaluated.seed,
+    )
+    kept = {f"{name}, one episode in {every}": returns_NE[:, ::every]} if every > 1 else {}
+    return {name: returns_NE[:, :length], **kept}
 
 
 def spread(values_NP: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

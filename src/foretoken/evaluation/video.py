@@ -4,6 +4,7 @@ Evaluation runs without rendering, so an episode is played again for its video. 
 is checked; a film of something else is refused. Without OpenGL, MuJoCo environments are drawn by `evaluation/sketch.py`;
 others have no video, and the index says why. Videos never end a run.
 
+    evaluations/update-00005000.json    the episodes
     videos/update-00005000-best.mp4, ...-median.mp4, ...-worst.mp4
     videos/index.json    {"format": "foretoken-videos", "version": 1, "videos": [...], "missing": "why there are none"}
 """
@@ -54,10 +55,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class Video:
-    """One line of `index.json`. `file` is relative to the index; `seconds` is the film's length."""
+    """One line of `index.json`. `file` is relative to the index, `evaluation` the name of the file it is of, `seconds` its length."""
 
     name: str
     file: str
+    evaluation: str
     update: int
     episode: int
     reset_seed: int
@@ -148,31 +150,34 @@ def write_videos(
     results: "Sequence[EpisodeResult]",
     *,
     update: int,
+    evaluation: str = "",
     renderer: Renderer = "auto",
     seconds: float = 15.0,
 ) -> list[Video]:
     """Films the best, the median and the worst episode of one evaluation into the folder `out`.
 
     Args:
-        out: the run's `videos` folder; its `index.json` is extended, videos of the same update are replaced.
+        out: the run's `videos` folder; its `index.json` is extended, videos of the same evaluation are replaced.
         results: the evaluation's episodes, played with `keep_actions=True`.
         update: the update that was evaluated.
+        evaluation: the name of the evaluation's file, without suffix; "" is that of training at this update.
 
     Returns:
         What was written. Where nothing could be filmed, [] and the reason in `index.json` and in the log.
     """
+    evaluation = evaluation or f"update-{update:08d}"
     videos: list[Video] = []
     missing = ""
     for name, result in choose(results).items():
-        file = out / f"update-{update:08d}-{name}.mp4"
+        file = out / f"{evaluation}-{name}.mp4"
         try:
-            videos.append(_film(file, name, environment, result, update, renderer, seconds))
+            videos.append(_film(file, name, evaluation, environment, result, update, renderer, seconds))
         except ForetokenError as problem:
             missing = str(problem)
             _log.warning("no video of the %s episode: %s", name, problem)
             if isinstance(problem, CannotRender):
                 break
-    _write_index(out, update, videos, missing)
+    _write_index(out, evaluation, videos, missing)
     return videos
 
 
@@ -197,12 +202,15 @@ def read_index(out: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} must be a {_FORMAT} file of version {_VERSION}, got {index.get('format')!r} {index.get('version')!r}"
         )
+    for video in index["videos"]:
+        video.setdefault("evaluation", f"update-{video['update']:08d}")  # older files kept one evaluation of an update
     return index
 
 
 def _film(
     file: Path,
     name: str,
+    evaluation: str,
     environment: str | Callable[..., gymnasium.Env],
     result: "EpisodeResult",
     update: int,
@@ -219,6 +227,7 @@ def _film(
     return Video(
         name=name,
         file=file.name,
+        evaluation=evaluation,
         update=update,
         episode=result.episode,
         reset_seed=seed,
@@ -231,8 +240,8 @@ def _film(
     )
 
 
-def _write_index(out: Path, update: int, videos: list[Video], missing: str) -> None:
-    kept = [video for video in read_index(out)["videos"] if video["update"] != update]
+def _write_index(out: Path, evaluation: str, videos: list[Video], missing: str) -> None:
+    kept = [video for video in read_index(out)["videos"] if video["evaluation"] != evaluation]
     index = {
         "format": _FORMAT,
         "version": _VERSION,

@@ -34,7 +34,7 @@ from foretoken.nn.heads.gaussian import GaussianConfig
 from foretoken.nn.heads.value import ScalarValueConfig, ValueHeadConfig, ValuePrediction
 from foretoken.nn.mixer import Tokens
 from foretoken.nn.recurrent_memory import RecurrentMemoryConfig
-from foretoken.nn.stack import StackConfig
+from foretoken.nn.stack import Stack, StackConfig
 from foretoken.objectives.policy_gradient import approximate_kl, clipped_surrogate, clipped_value_loss, gae
 
 MASK = "action_mask"
@@ -278,6 +278,12 @@ class RecurrentPolicy:
     def steady(self, step: Step, state: State) -> bool:
         """Whether `act` does the same operations as at every other such step: no row is idle."""
         return self.method.is_static and bool(step.valid.all())
+
+    @property
+    def sliding(self) -> list[tuple[str, str]]:
+        """Paths of the state's leaves that every step moves by one place; where memory takes tokens too, none does."""
+        backbone = self.method.backbone
+        return backbone.sliding() if isinstance(backbone, Stack) else []
 
     def begin(self, rows: int, context: Context) -> State:
         return self.method.backbone.initial_state(rows)

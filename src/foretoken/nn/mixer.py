@@ -78,6 +78,8 @@ class Facts:
         takes_visibility: whether it accepts a `visible` function.
         max_context: tokens it can look back on, None when unbounded.
         state_bytes: bytes of float32 state per row.
+        sliding: leaves of the state, (B, M, ...), that every valid token moves by one place, the newest last; of a memory n tokens
+            old only the last n places are read.
         parallel: how training goes over the tokens of a sequence: "full" (all at once), "chunk" (chunks in matrix products),
             "scan" (an elementwise recurrence), "sequential" (one by one).
     """
@@ -87,6 +89,7 @@ class Facts:
     takes_visibility: bool = False
     max_context: int | None = None
     state_bytes: int = 0
+    sliding: tuple[str, ...] = ()
     parallel: Literal["full", "chunk", "scan", "sequential"] = "full"
 
 

@@ -266,6 +266,10 @@ class Stack(nn.Module):
         """The state of rows whose memory is empty."""
         return {str(i): block.mixer.initial_state(rows) for i, block in enumerate(self.layers())}
 
+    def sliding(self) -> list[tuple[str, str]]:
+        """The paths of those leaves of its state that slide, see `Facts`."""
+        return [(str(i), name) for i, block in enumerate(self.layers()) for name in block.mixer.facts.sliding]
+
     def forward(
         self, x_BLD: Tensor, state: State | None = None, *, tokens: Tokens | None = None,
         context: Seen | None = None, condition: Tensor | None = None, read: slice | None = None,

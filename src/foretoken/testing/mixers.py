@@ -3,6 +3,7 @@
 All laws but the last are checked in float64 with perturbed weights, so that a difference is a fault and not rounding.
 """
 
+import itertools
 import operator
 import sys
 from collections.abc import Callable
@@ -459,6 +460,35 @@ def visibility(trial: Trial) -> None:
             )
 
 
+def sliding(trial: Trial) -> None:
+    """What is said to slide moves by one place a valid token, and places before a memory's beginning are not read."""
+    mixer, length = trial.build(), 24
+    names = mixer.facts.sliding
+    if not names:
+        return
+    x, tokens = trial.input(length), trial.tokens(mixer, length)
+    assert tokens.valid is not None
+    state = mixer.initial_state(trial.rows)
+    with torch.no_grad():
+        for at in range(length):
+            before, told = copied(state), cut(tokens, slice(at, at + 1))
+            moved = mixer(x[:, at : at + 1], state, tokens=told).state
+            assert moved is not None
+            for name, row in itertools.product(names, range(trial.rows)):
+                old, new, by = before[name][row], moved[name][row], int(tokens.valid[row, at])
+                require_equal(new[: len(new) - by], old[by:], f"{name} slides", trial.sizes(at + 1))
+            state = moved
+        for count, more in itertools.product((0, 2, 5), (1, length)):
+            state = mixer(x[:, :count], mixer.initial_state(trial.rows)).state
+            assert state is not None
+            noisy = copied(state)
+            for name in names:
+                noisy[name][:, : max(noisy[name].shape[1] - count, 0)] = 1e3
+            law = f"{more} tokens after {count}, whatever was before them"
+            want, got = (mixer(x[:, -more:], given).y for given in (state, noisy))
+            require_equal(got, want, law, trial.sizes(more))
+
+
 def bounded_state(trial: Trial, steps: int = 10_000) -> None:
     """State bytes are as the facts state, keep their shapes and dtypes, and stay finite over a long stream; in float32."""
     mixer = trial.build(torch.float32)
@@ -489,6 +519,6 @@ LAWS: dict[str, Callable[[Trial], None]] = {
     law.__name__: law
     for law in (
         concatenation, gradients_through_state, causality, fresh_start, padding, agreement, rows_independent,
-        dropped_continuations, branching, storage, partial_reads, visibility, bounded_state,
+        dropped_continuations, branching, storage, partial_reads, visibility, sliding, bounded_state,
     )
 }  # fmt: skip

@@ -5,7 +5,7 @@
         for each objective due (u % every == 0):
             per micro-batch: seed, draw the views, seed, loss, backward of total * weight
             gradients summed over micro-batches and processes, divided by the summed weight, clipped
-            refuse if anything is NaN or infinite; optimiser step; method.after_update(notes)
+            refuse if anything is NaN or infinite; optimiser step; method.after_update(notes)       (see `learner`)
         average the weights (ema); log, validate, evaluate, checkpoint when due
 
 Everything is a function of (seed, u) and of what a checkpoint holds, so a run killed at any moment and resumed ends with
@@ -26,16 +26,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from foretoken.core.batch import Batch, Loss
 from foretoken.core.config import Config
-from foretoken.core.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
+from foretoken.core.errors import CheckpointError, ConfigError
 from foretoken.core.memory import keep_freed_memory
-from foretoken.core.method import Method, Objective, Source
+from foretoken.core.method import Method, Source
 from foretoken.training import checkpoint
 from foretoken.training.average import Average
+from foretoken.training.learner import Learner, Place
 from foretoken.training.logging import Listener, Meter, MetricsFile, Progress, TensorBoard
-from foretoken.training.optim import AdamW, Optimiser
-from foretoken.training.reduction import mean, reduce
+from foretoken.training.optim import AdamW
 from foretoken.training.seeding import reseed
 from foretoken.training.signals import Signals
 
@@ -206,8 +205,8 @@ class _Loop:
     ) -> None:
         self.method, self.source, self.training, self.out, self.seed = method, source, training, out, seed
         self.description, self.signals = description, signals
-        self.rank, self.world, self.device = fabric.global_rank, fabric.world_size, fabric.device
-        self.autocast = fabric.autocast if training.precision != "32-true" else contextlib.nullcontext
+        self.place = Place.of(fabric, training.precision)
+        self.rank, self.world, self.device = self.place.rank, self.place.world, self.place.device
         self.done = 0
         self.seconds_before = 0.0
         self.best: dict[str, Any] = {}
@@ -247,9 +246,8 @@ class _Loop:
         self.source.connect(self.method)
         self.training.optimiser.check(self.method)
         objectives = self.method.objectives()
-        self.learners = [
-            _Learner(objective, self.method, self.training, len(objectives) == 1) for objective in objectives
-        ]
+        told: dict[str, Any] = {"seed": self.seed, "place": self.place, "out": self.out, "alone": len(objectives) == 1}
+        self.learners = [Learner(one, self.method, self.source, self.training, **told) for one in objectives]
         self.average = Average(self.method, self.training.ema) if self.training.ema else None
         if found is not None:
             self._load(found)
@@ -303,81 +301,10 @@ class _Loop:
             self.meter.add(f"train/{key}", value)
         for learner in self.learners:
             if update % learner.every == 0:
-                self._learn(learner, update)
+                for key, value in learner.learn(update, self.saved).items():
+                    self.meter.add(key, value)
         if self.average:
             self.average.update(update)
-
-    def _learn(self, learner: "_Learner", update: int) -> None:
-        learner.optimiser.zero()
-        losses = [self._backward(learner, update, micro) for micro in range(self.training.accumulate)]
-        loss = losses[0] if self._whole else reduce(losses, learner.optimiser, self.world)
-        norm = learner.rescale(self.training.clip)
-        if not (math.isfinite(norm) and math.isfinite(float(loss.total))):
-            self._refuse(learner, update, loss, norm)
-        learner.optimiser.step(self.training.optimiser.factor(update, self.training.updates))
-        self.method.after_update(learner.name, loss.notes)
-        for key, value in ((learner.total_key, loss.total), (learner.norm_key, norm)):
-            self.meter.add(key, value)
-        for name, value in loss.metrics.items():
-            self.meter.add(learner.lead + name, value)
-
-    @property
-    def _whole(self) -> bool:
-        """Whether one loss is a whole update, so that nothing has to be weighted or reduced."""
-        return self.training.accumulate == 1 and self.world == 1
-
-    def _backward(self, learner: "_Learner", update: int, micro: int) -> Loss:
-        loss = self._loss(learner.objective, self._batches(learner.objective, update, micro), update, micro)
-        total = loss.total if self._whole else loss.total * loss.weight
-        total.backward(inputs=learner.only)
-        return loss._replace(total=loss.total.detach())
-
-    def _batches(self, objective: Objective, update: int, micro: int) -> list[Batch]:
-        batches = []
-        for view, window in objective.reads.items():
-            reseed(self.device, self.seed, update, self.rank, micro, view, "draw")
-            batches.append(self._to_device(self.source.draw(view, window, update, micro)))
-        return batches
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
-
-    def _loss(self, objective: Objective, batches: list[Batch], update: int, micro: int) -> Loss:
-        reseed(self.device, self.seed, update, self.rank, micro, objective.name, "loss")
-        with self.autocast():
-            loss = objective.loss(*batches)
-        if loss.total.dim() != 0:
-            raise DataError(
-                f"objective {objective.name!r} must return a scalar Loss.total, got shape {tuple(loss.total.shape)}"
-            )
-        return loss
-
-    def _refuse(self, learner: "_Learner", update: int, loss: Loss, norm: float) -> None:
-        """Raises NonFiniteLoss, after saving the batches of this update, which are drawn again."""
-        named = {learner.total_key: loss.total, learner.norm_key: norm} | {
-            learner.lead + key: v for key, v in loss.metrics.items()
-        }
-        broken = [key for key, value in named.items() if not bool(torch.as_tensor(value).isfinite().all())]
-        columns: dict[str, Tensor] = {}
-        for micro in range(self.training.accumulate):
-            drawn = self._batches(learner.objective, update, micro)
-            for view, batch in zip(learner.objective.reads, drawn, strict=True):
-                columns |= flat_columns(batch, f"{view}/" if self.training.accumulate == 1 else f"micro{micro}/{view}/")
-        rank = f"-rank{self.rank}" if self.world > 1 else ""
-        file = self.out / f"nan-update-{update:08d}{rank}.safetensors"
-        checkpoint.replace_file(file, checkpoint.to_bytes(columns))
-        bad = [
-            name for name, value in columns.items() if value.is_floating_point() and not bool(value.isfinite().all())
-        ]
-        raise NonFiniteLoss(
-            f"update {update}: {', '.join(broken)} not finite. "
-            + (
-                f"The batch itself is not finite in {', '.join(bad)}. "
-                if bad
-                else "All batch columns are finite: try a lower lr or clip. "
-            )
-            + f"The weights were not changed; the batch is in {file}; last good checkpoint: {self.saved or 'none yet'}"
-        )
 
     def _after(self) -> None:
         """Logs, validates, evaluates and saves, as far as due, and stops if asked to."""
@@ -426,7 +353,8 @@ class _Loop:
         self.method.eval()
         with self.average.in_place() if self.average else contextlib.nullcontext():
             if validate:
-                scores |= self._validate()
+                found = {key: value for learner in self.learners for key, value in learner.held_out().items()}
+                scores |= {f"held_out/{key.removeprefix('train/')}": value for key, value in found.items()}
             if evaluate and self.evaluate:
                 reseed(self.device, self.seed, self.done, "evaluate")
                 began = time.monotonic()
@@ -437,24 +365,6 @@ class _Loop:
                 scores["time/evaluate"] = time.monotonic() - began
         self.method.train()
         return scores
-
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Each objective's loss and metrics over the first held-out batches, averaged by weight."""
-        scores: dict[str, float] = {}
-        for learner in self.learners:
-            losses = []
-            for number in range(self.training.validate_batches):
-                drawn = [self.source.held_out(view, window, number) for view, window in learner.objective.reads.items()]
-                batches = [self._to_device(batch) for batch in drawn if batch is not None]
-                if len(batches) == len(drawn):
-                    losses.append(self._loss(learner.objective, batches, -1 - number, 0))
-            if losses:
-                loss = mean(losses)
-                scores |= {learner.total_key: float(loss.total)} | {
-                    learner.lead + k: float(v) for k, v in loss.metrics.items()
-                }
-        return {f"held_out/{key.removeprefix('train/')}": value for key, value in scores.items()}
 
     def _improves(self, scores: Mapping[str, float]) -> bool:
         """Notes the best value so far; true where this update has it."""
@@ -532,36 +442,6 @@ class _Loop:
             torch.distributed.barrier()
 
 
-class _Learner:
-    """An objective with its optimiser and the names of its metrics."""
-
-    def __init__(self, objective: Objective, method: Method, training: Training, alone: bool) -> None:
-        self.objective, self.name, self.every = objective, objective.name, objective.every
-        mine = {id(p) for module in objective.trains for p in module.parameters() if p.requires_grad}
-        named = [(name, p) for name, p in method.named_parameters() if id(p) in mine]
-        if len(named) < len(mine) or not named:
-            raise ConfigError(
-                f"objective {self.name!r} must train parameters of {type(method).__name__}, and at least one"
-            )
-        self.optimiser: Optimiser = training.optimiser.build(named)
-        # gradients of parameters that others train are not computed
-        everything = sum(p.requires_grad for p in method.parameters())
-        self.only = None if len(named) == everything else self.optimiser.parameters
-        self.total_key = f"train/{self.name}"
-        self.lead = "train/" if alone else f"train/{self.name}/"
-        self.norm_key = f"{self.lead}gradient_norm"
-
-    def rescale(self, clip: float) -> float:
-        """Scales the gradients down to norm `clip` where they exceed it; returns the norm before."""
-        gradients = self.optimiser.gradients()
-        if not gradients:
-            raise ConfigError(f"objective {self.name!r} gave no gradient to any parameter that it trains")
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
-        if clip and norm > clip and math.isfinite(norm):
-            torch._foreach_mul_(gradients, clip / norm)
-        return norm
-
-
 @contextlib.contextmanager
 def _settings(training: Training) -> Iterator[None]:
     """Threads and determinism of torch as asked for, and as before afterwards."""
@@ -587,12 +467,3 @@ def _first_metric(scores: Mapping[str, float], evaluated: bool) -> str:
     if evaluated:
         return next((key for key in scores if key.startswith("eval/")), "")
     return next((f"-{key}" for key in scores if key.startswith("held_out/")), "")
-
-
-def flat_columns(tree: Any, lead: str = "") -> dict[str, Tensor]:
-    """The tensors of a batch by path, for example `data/observation`."""
-    if isinstance(tree, Mapping):
-        return {
-            path: leaf for key, value in tree.items() for path, leaf in flat_columns(value, f"{lead}{key}/").items()
-        }
-    return {lead.removesuffix("/"): tree} if isinstance(tree, Tensor) else {}

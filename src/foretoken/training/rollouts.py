@@ -1,7 +1,7 @@
 """On-policy experience: the live policy plays a while, the method learns from that for some epochs, and it is thrown away.
 
     rollout    every slot makes `steps` decisions, its episodes one after another, final observations being steps of their own
-    segment    `window.length` successive steps of one slot, with the policy's state before them as `memory`
+    segment    `window.length` successive steps of one slot, with the policy's state before them as `memory` (see `memories`)
     minibatch  `training.batch_size` whole segments; each epoch goes once through all, in a new order
 
 So a rollout lasts `epochs * num_slots * steps / (window.length * batch_size)` updates.
@@ -27,6 +27,7 @@ from foretoken.core.state import State
 from foretoken.envs.play import acting
 from foretoken.envs.slots import Job, Tick
 from foretoken.envs.traced import Traced
+from foretoken.training.memories import Memories
 from foretoken.training.player import Player
 from foretoken.training.seeding import mix
 
@@ -90,6 +91,7 @@ class RolloutSource:
         self._method: Method | None = None
         self._earned = np.zeros(config.num_slots)
         self._segments: Batch | None = None
+        self._memories: Memories | None = None
         self._saved: Mapping[str, Any] | None = None
 
     @property
@@ -125,25 +127,25 @@ class RolloutSource:
         self._ended: list[dict[str, float]] = []
         self._policy.renew()
         with acting(self._method), torch.no_grad():
-            rollout, memory = self._play(self._policy)
+            rollout, memories = self._play(self._policy)
             rollout = self._method.annotate(rollout.to(self.player.device)).to("cpu")
         cut = lambda leaf: leaf[:, : self.config.steps].unflatten(1, (-1, self._length)).flatten(0, 1)  # noqa: E731
-        self._segments = rollout.map(cut).replace(memory=memory)
+        self._segments, self._memories = rollout.map(cut), memories
         told = {name: [one[name] for one in self._ended if name in one] for name in ("return", "length", "success")}
         return {f"episode_{name}": float(np.mean(values)) for name, values in told.items() if values}
 
-    def _play(self, policy: Policy) -> tuple[Batch, State]:
-        """What the slots show and the policy answers, (B, steps + 1, ...), and its state at the start of each segment."""
+    def _play(self, policy: Policy) -> tuple[Batch, Memories | None]:
+        """What the slots show and the policy answers, (B, steps + 1, ...), and its states before each segment."""
         player, steps, length = self.player, self.config.steps, self._length
         tick = player.tick or self._observe(player.start())
-        seen, memory = [], dict[str, Any]()
+        seen, memories = [], None
         for at in range(steps + 1):
             state = player.follow(policy)
             if at == steps:  # what a state holds may be written in place, and the next rollout goes on from this one
                 state = tree_map(torch.clone, dict(state))
             elif at % length == 0:
-                memory = memory or tree_map(lambda leaf: _room(leaf, steps // length), dict(state))
-                tree_map(lambda room, leaf, at=at: room[:, at // length].copy_(leaf), memory, dict(state))
+                memories = memories or self._room(state)
+                memories.put(at // length, state)
             decision = player.decide(policy, state)
             seen.append(_noted(tick, decision.action, decision.record))
             if at < steps:
@@ -152,7 +154,13 @@ class RolloutSource:
         for name in ("reward", "terminated", "truncated"):  # a tick tells what the action before it brought
             columns[name] = torch.cat((columns[name][:, 1:], torch.zeros_like(columns[name][:, :1])), dim=1)
         columns["scored"][:, -1] = False
-        return Batch(columns), tree_map(lambda room: room.flatten(0, 1), memory)
+        return Batch(columns), memories
+
+    def _room(self, state: State) -> Memories:
+        """For the states before the segments of a rollout."""
+        assert self._method is not None
+        sliding = getattr(self._method.policy, "sliding", ())
+        return Memories(state, sliding, segments=self.config.steps // self._length, length=self._length)
 
     def _observe(self, tick: Tick) -> Tick:
         """Notes the episodes that end with a tick."""
@@ -177,7 +185,13 @@ class RolloutSource:
         order = np.random.default_rng(mix(self.seed, "order", update - place, epoch))
         rows = order.permutation(self._minibatches * self.batch_size)[part * self.batch_size :][: self.batch_size]
         chosen = torch.from_numpy(np.sort(rows))
-        return self._segments.map(lambda leaf: leaf.index_select(0, chosen))
+        return self._take(chosen)
+
+    def _take(self, chosen: Tensor) -> Batch:
+        """The segments of these numbers (K,), each with the state before it."""
+        assert self._segments is not None and self._memories is not None
+        found = self._segments.map(lambda leaf: leaf.index_select(0, chosen))
+        return found.replace(memory=self._memories.take(chosen))
 
     def held_out(self, view: str, window: Window, number: int) -> Batch | None:
         return None
@@ -190,6 +204,7 @@ class RolloutSource:
             **(self.player.save() if self.player.tick is not None else {"slots": None, "state": None}),
             "earned": self._earned,
             "segments": self._segments,
+            "memories": self._memories and self._memories.rooms,
             "resumes": self.resumes,
         }
 
@@ -208,12 +223,10 @@ class RolloutSource:
             raise CheckpointError(f"the checkpoint has other slots than rollouts num_slots={self.config.num_slots}")
         tick, self._earned = self.player.load(state), np.array(state["earned"])
         self._earned[tick.step.first.numpy()] = 0.0
-        self._segments = None if state["segments"] is None else Batch(state["segments"])
-
-
-def _room(leaf: Tensor, count: int) -> Tensor:
-    """An empty (B, count, ...) on the CPU for so many of a state's leaf."""
-    return torch.empty(len(leaf), count, *leaf.shape[1:], dtype=leaf.dtype)
+        if state["segments"] is not None:
+            assert self.player.state is not None
+            self._segments, self._memories = Batch(state["segments"]), self._room(self.player.state)
+            self._memories.rooms = state["memories"]
 
 
 def _noted(tick: Tick, action: Any, record: Mapping[str, Tensor]) -> dict[str, Any]:

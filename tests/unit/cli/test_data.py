@@ -109,3 +109,20 @@ def test_what_import_refuses(words, told, foretoken) -> None:
     Path("full/file").touch()
     answer = foretoken("import", *words)
     assert answer.code == 2 and told in answer.err and not Path("stores").exists()
+
+
+def test_import_is_told_what_ends_an_episode(foretoken) -> None:
+    import h5py
+
+    place = np.cumsum(np.full((40, 2), 0.1), axis=0)
+    place[20:] -= place[20]
+    with h5py.File("ant.hdf5", "w") as file:
+        rows = {"observations": place, "actions": np.zeros((40, 1)), "rewards": np.zeros(40)}
+        for name, values in (rows | {"terminals": np.arange(40) == 5, "timeouts": np.zeros(40, bool)}).items():
+            file[name] = values
+    assert foretoken("import", "ant.hdf5").code == 0 and open_store("stores/ant").num_episodes == 2
+    answer = foretoken("import", "ant.hdf5", "--ends", "timeouts, jumps", "--out", "cut")
+    assert answer.code == 0 and "cut-at-jumps" in answer.out and "terminals-inside" in answer.out
+    assert open_store("cut").episodes["length"].tolist() == [19, 19]
+    refused = foretoken("import", "ant.hdf5", "--ends", "timeout", "--out", "none")
+    assert refused.code == 2 and "did you mean 'timeouts'" in refused.err and not Path("none").exists()

@@ -1,5 +1,6 @@
 """The dispatcher: help without torch, near names, errors in one or two lines, exit codes."""
 
+import errno
 import subprocess
 import sys
 from importlib import import_module
@@ -12,15 +13,25 @@ from foretoken.core.errors import DataError
 VERBS = [verb for verbs in cli.VERBS.values() for verb in verbs]
 
 
-def test_help_lists_every_command_and_needs_no_torch() -> None:
+def test_help_lists_every_command(foretoken) -> None:
+    answer = foretoken("--help")
+    for verb in VERBS:
+        assert f"\n  {verb} " in answer.out
+
+
+def test_looking_and_help_need_no_torch() -> None:
+    light = [
+        ["--help"],
+        ["list"],
+        ["show", "dt"],
+        *([verb, "--help"] for verb in VERBS if verb not in ("in-context", "probe")),
+    ]
     program = (
-        "import sys; from foretoken.cli import main; code = main(['--help']); "
-        "assert code == 0; heavy = {'torch', 'numpy', 'tyro'} & set(sys.modules); assert not heavy, heavy"
+        f"import sys; from foretoken.cli import main; codes = [main(words) for words in {light}]; "
+        "assert not any(codes), codes; heavy = {'torch', 'numpy', 'tyro'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in VERBS:
-        assert f"\n  {verb} " in done.stdout
 
 
 def test_python_m_foretoken_is_the_command_line() -> None:
@@ -81,3 +92,11 @@ def test_a_reader_that_left_is_no_error() -> None:
         writer.stdin.flush()
         assert writer.stderr.read() == ""
         assert writer.wait() == 1
+
+
+def test_a_full_disk_is_told_with_a_way_out(monkeypatch, foretoken) -> None:
+    def full(words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("foretoken.cli.list.main", full)
+    assert foretoken("list").err == "foretoken: error: the disk is full; make room, or write elsewhere (--out)\n"

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+from foretoken.core.exhibit import Exhibit, Line, Lines
 from foretoken.evaluation import read_evaluation
+from foretoken.methods.conditioned_cloning import ConditionedCloning
 
 
 def files(run):
@@ -59,6 +61,9 @@ def test_a_run_without_checkpoint_says_how_to_go_on(run, tmp_path, foretoken) ->
     [
         (("--targets", "-100;50"), "'-100;50'"),
         (("--targets", "5,5"), "differ from one another"),
+        (("--targets", ""), "needs numbers separated by commas, got ''"),
+        (("--costs", "5"), "is asked for no limit of cost, so it takes no --costs"),
+        (("--device", "gpu"), "--device gpu cannot be used here"),
         (("--environment", "CartPole-v1"), "CartPole-v1"),
         (("--environment", "Pendulm-v1"), "did you mean 'Pendulum-v1'"),
     ],
@@ -98,3 +103,29 @@ def test_report_writes_the_page_and_the_films(run, foretoken) -> None:
 def test_report_without_films(run, tmp_path, foretoken) -> None:
     answer = foretoken("report", run, "--no-videos", "--out", tmp_path / "page.html")
     assert answer.out.splitlines() == [str(tmp_path / "page.html")] and (tmp_path / "page.html").is_file()
+
+
+def test_a_report_reads_the_checkpoint_only_for_what_has_to_be_played(run, tmp_path, foretoken, monkeypatch) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare)
+    line = Line(label="one", x=(0.0,), y=(1.0,))
+    exhibit = Exhibit(title="Its plans", says="As made.", panels=(Lines(x="step", y="action", lines=(line,)),))
+    with monkeypatch.context() as patch:
+        patch.setattr(ConditionedCloning, "exhibits", lambda self, episodes: [exhibit])
+        assert "exhibits" in foretoken("report", bare, "--no-videos").out
+        shutil.rmtree(bare / "checkpoints")
+        answer = foretoken("report", bare, "--no-videos")
+        assert answer == (0, f"{bare / 'report.html'}\n", "") and "Its plans" in (bare / "report.html").read_text()
+        answer = foretoken("report", bare)
+        assert answer.code == 0 and "no checkpoint" in answer.err and "Its plans" in (bare / "report.html").read_text()
+    shutil.rmtree(bare / "exhibits")
+    assert foretoken("report", bare, "--no-videos").err == ""
+
+
+def test_no_evaluation_overwrites_another(run, tmp_path, foretoken) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare)
+    for name in ("user-00000004-seed-1", "user-00000004-seed-1-3", "user-00000004-seed-10"):
+        (bare / "evaluations" / f"{name}.json").write_text("{}")
+    file = json.loads(foretoken("evaluate", bare, "--episodes", 1, "--seed", 1, "--json").out)["file"]
+    assert file.endswith("user-00000004-seed-1-2.json")

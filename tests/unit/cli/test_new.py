@@ -136,7 +136,7 @@ def test_claim_records_its_verdict_and_goes_on_where_it_stopped(tiny_claim, tmp_
     [
         (("decision_transfomer",), "did you mean"),
         (("dt", "--seeds", "a"), "'a'"),
-        (("dt", "--seeds", ","), "at least one seed"),
+        (("dt", "--seeds", ","), "needs whole numbers separated by commas, got ','"),
     ],
 )
 def test_what_claim_refuses(words, told, foretoken) -> None:

@@ -1,10 +1,12 @@
 """train: settings, folders, resuming, and everything it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from foretoken.cli import train
 from foretoken.experiment import Run
 from foretoken.training import loop
 
@@ -110,3 +112,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(store, foretoken, monk
 def test_help_of_a_preset_shows_its_defaults(foretoken) -> None:
     answer = foretoken("train", "dt", "smoke", "--help")
     assert answer.code == 0 and "--training.updates INT" in answer.out and "(default: 20)" in answer.out
+
+
+def test_data_without_an_environment_are_told_how_to_be_played(run) -> None:
+    kept = Run.open(run)
+    told = train._told(replace(kept, spec=kept.spec.replace(environment="")))
+    assert "nothing was played" in told and "--environment ID" in told

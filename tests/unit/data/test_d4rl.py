@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foretoken.core.errors import DataError
+from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.spec import Box, Dict, Discrete, MultiDiscrete, Spec
+from foretoken.data.doctor import examine
 from foretoken.data.episode import Episode
 from foretoken.data.formats import d4rl
 from foretoken.data.imports import import_dataset
@@ -317,3 +318,97 @@ def test_links_into_other_files_are_refused(tmp_path):
         file["infos/x"] = h5py.ExternalLink("secret.hdf5", "/x")
     with pytest.raises(DataError, match="another file, refused"):
         d4rl.read(path)
+
+
+# What ends an episode
+
+
+def ants(without=(), seed=0):
+    """Twenty ways of 60 steps through a maze, (N, 29) with the place first; of some no timeout says that the ant was put back.
+
+    The terminals are those of AntMaze: every step on the goal, after which the way goes on.
+    """
+    random, ways = np.random.default_rng(seed), []
+    for _ in range(20):
+        place = np.cumsum(random.uniform(0.05, 0.15, (60, 2)), axis=0)
+        ways.append(np.concatenate([place, random.normal(size=(60, 27))], axis=1))
+    ends = np.arange(59, 1200, 60)
+    timeouts, terminals = np.zeros(1200, bool), np.zeros(1200, bool)
+    timeouts[np.delete(ends, without)] = True
+    terminals[(ends[:, None] - [8, 7, 6]).ravel()] = True
+    return {
+        "observations": np.concatenate(ways).astype(np.float32),
+        "actions": random.uniform(-1, 1, (1200, 8)).astype(np.float32),
+        "rewards": terminals.astype(np.float32),
+        "terminals": terminals,
+        "timeouts": timeouts,
+    }
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_ants_that_are_put_back_begin_an_episode_where_jumps_end_one(tmp_path, follows):
+    rows = ants(without=(4, 9, 10))
+    if follows:  # the truth beyond an end is a little further on
+        rows["next_observations"] = np.append(rows["observations"][1:], rows["observations"][-1:], axis=0)
+        rows["next_observations"][59::60] = rows["observations"][59::60] + np.float32(0.1)
+    path = save(tmp_path / "set.hdf5", rows)
+    store, findings = import_dataset(path, tmp_path / "store", ends=("timeouts", "jumps"))
+    told = {one.code: one for one in findings}
+    assert store.episodes["length"].tolist() == [60 if follows else 59] * 20
+    assert told["cut-at-jumps"].detail == {"cuts": 3} and told["terminals-inside"].detail == {"rows": 60}
+    assert store.episodes["truncated"].all() and not store.episodes["terminated"].any()
+    joined, _ = import_dataset(path, tmp_path / "joined", ends=("timeouts",))
+    assert joined.num_episodes == 17
+
+
+def test_the_doctor_finds_the_ant_that_was_put_back(tmp_path):
+    path = save(tmp_path / "set.hdf5", ants(without=(4, 9)))
+    sick, _ = import_dataset(path, tmp_path / "sick", ends=("timeouts",))
+    (found,) = [one for one in examine(sick) if one.code in ("observation-jumps", "unmarked-resets")]
+    assert found.detail == {"episodes": [4, 8], "steps": 2} and "--ends timeouts,jumps" in found.message
+    healthy, _ = import_dataset(path, tmp_path / "healthy", ends=("timeouts", "jumps"))
+    assert not {"observation-jumps", "unmarked-resets"} & {one.code for one in examine(healthy)}
+
+
+def test_a_way_without_jumps_is_cut_nowhere_else(tmp_path):
+    """maze2d: one way, at a changing pace, whose timeouts are goals reached."""
+    random = np.random.default_rng(0)
+    pace = 0.04 * (1 + np.sin(np.arange(3000) / 20)) + random.uniform(0, 0.01, 3000)
+    turn = np.cumsum(random.normal(0, 0.1, 3000))
+    place = np.cumsum(pace[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1), axis=0)
+    timeouts = np.arange(3000) % 100 == 99
+    rows = {"observations": place, "actions": np.zeros((3000, 2)), "rewards": np.zeros(3000)}
+    rows |= {"terminals": np.zeros(3000, bool), "timeouts": timeouts}
+    store, findings = import_dataset(
+        save(tmp_path / "set.hdf5", rows), tmp_path / "store", ends=("terminals", "timeouts", "jumps")
+    )
+    assert store.num_episodes == 30 and {one.code: one.detail for one in findings}["cut-at-jumps"] == {"cuts": 0}
+
+
+def test_jumps_alone_cut_a_file_that_says_no_ends(tmp_path):
+    rows = ants() | {"timeouts": None}
+    _, episodes, about = d4rl.read(save(tmp_path / "set.hdf5", rows), ends=("jumps",))
+    assert [len(one.action) for one in episodes] == [59] * 20
+    assert "no-boundaries" not in [one["code"] for one in about["findings"]]
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        (("jump",), r"ends must be some of .*got 'jump'.*did you mean 'jumps'"),
+        ((), "ends must be some of"),
+    ],
+)
+def test_ends_that_there_are_not_are_refused(tmp_path, ends, words):
+    with pytest.raises(ConfigError, match=words):
+        d4rl.read(save(tmp_path / "set.hdf5", steps([3, 2], [True, False])), ends=ends)
+
+
+def test_jumps_need_a_position_and_ends_a_d4rl_file(tmp_path):
+    rows = steps([3, 2], [True, False]) | {"next_observations": None}
+    rows["observations"] = rows["observations"][:, :1]
+    with pytest.raises(DataError, match="the first two entries of an observation"):
+        d4rl.read(save(tmp_path / "set.hdf5", rows), ends=("jumps",))
+    np.savez(tmp_path / "set.npz", **{name: values for name, values in rows.items() if values is not None})
+    with pytest.raises(ConfigError, match="for D4RL files only"):
+        import_dataset(tmp_path / "set.npz", tmp_path / "store", ends=("jumps",))

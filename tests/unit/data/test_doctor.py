@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from foretoken.core.spec import Box, Dict, Discrete, Spec
-from foretoken.data import doctor
-from foretoken.data.doctor import Finding, examine
+from foretoken.data.doctor import Finding, examine, survey
 from foretoken.data.episode import Episode
 from foretoken.data.store import Store
 
@@ -68,7 +67,7 @@ class Tampered:
 
 @pytest.mark.parametrize("size", [64, 100, 65_536])
 def test_a_healthy_store_has_no_findings_however_it_is_cut(monkeypatch, size):
-    monkeypatch.setattr(doctor, "_chunk_rows", lambda store: size)
+    monkeypatch.setattr(survey, "_chunk_rows", lambda store: size)
     assert examine(build(healthy())) == []
 
 
@@ -83,7 +82,7 @@ def test_findings_do_not_depend_on_the_chunks(monkeypatch):
     )
     found = []
     for size in (64, 97, 65_536):
-        monkeypatch.setattr(doctor, "_chunk_rows", lambda store, size=size: size)
+        monkeypatch.setattr(survey, "_chunk_rows", lambda store, size=size: size)
         found.append([(one.code, one.detail) for one in examine(store)])
     assert found[0] == found[1] == found[2] and len(found[0]) == 3
 
@@ -146,7 +145,7 @@ def test_timeouts_taken_for_terminals_by_their_one_length():
     spec = SPEC.replace(max_episode_steps=0)
     same = [episode(2 * number, 55) for number in range(50, 60)]
     found = examine(build([*healthy(), *same], spec))
-    assert [one.code for one in found] == ["timeouts-as-terminals"] and "max_episode_steps=55" in found[0].message
+    assert [one.code for one in found] == ["timeouts-as-terminals"] and "--max-episode-steps 55" in found[0].message
     assert codes(build([*healthy(), *[episode(2 * number + 1, 55) for number in range(50, 60)]], spec)) == []
 
 
@@ -295,11 +294,11 @@ def test_errors_come_first_and_findings_are_plain_json():
     )
     assert [one.severity for one in found] == ["error", "note"]
     assert [Finding(**json.loads(json.dumps(one.to_json()))) for one in found] == found
-    assert str(found[0]).startswith("error: 1 episodes end without") and str(found[0]).endswith("[open-ends]")
+    assert str(found[0]).startswith("error: 1 episode without") and str(found[0]).endswith("[open-ends]")
 
 
 def test_memory_stays_bounded_by_chunks(monkeypatch):
-    monkeypatch.setattr(doctor, "_chunk_rows", lambda store: 100)
+    monkeypatch.setattr(survey, "_chunk_rows", lambda store: 100)
     largest = []
 
     class Counting(Tampered):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -386,6 +387,14 @@ def test_what_is_written_is_read_back(tmp_path):
     with pytest.raises(DataError, match="dataset_id"):
         minari.write(store, tmp_path / "new", dataset_id="../up-v0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set-v0", "store"]
+
+
+def test_a_disk_without_room_is_refused_before_it_is_full(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DataError, match=r"needs about 0\.\d+ MB, .* has 0\.001 MB left; make room"):
+        minari.write(nested_store(), tmp_path / "set-v0")
+    assert not list(tmp_path.iterdir())
 
 
 def test_minari_opens_what_is_written(tmp_path, monkeypatch):

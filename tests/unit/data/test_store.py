@@ -254,7 +254,7 @@ KILLED = """
         "store._commit = lambda: os._exit(7); store.append(episode(9))",
         "store._write_head = lambda: os._exit(7); store.append(episode(9))",
         "os.replace = lambda *a: os._exit(7); store.append(episode(9))",
-        "store._blocks['steps-int64'].append = lambda v: os._exit(7); store.append(episode(9))",
+        "store._steps.blocks['steps-int64'].append = lambda v: os._exit(7); store.append(episode(9))",
         "store.gather([0], ('return_to_go',)); store.extend(episode(9) if i < 3 else os._exit(7) for i in range(9))",
     ],
 )
@@ -320,7 +320,7 @@ def test_top_fraction_is_by_actions():
 
 
 def test_statistics_equal_numpy(monkeypatch):
-    monkeypatch.setattr("foretoken.data.store._CHUNK_BYTES", 80)  # many chunks, many joins
+    monkeypatch.setattr("foretoken.data.measure.CHUNK_BYTES", 80)  # many chunks, many joins
     generator = np.random.default_rng(0)
     spec = Spec(
         observation=Dict(

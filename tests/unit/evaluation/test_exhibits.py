@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from foretoken.nn.diffusion_transformer import adaln_transformer
 from foretoken.nn.stack import StackConfig
 
 ROUTES = "foretoken/MultiRoute-v0"
+KEPT = "evaluations/update-00000007.json"
 
 
 def spec_of(environment):
@@ -73,20 +75,24 @@ def test_plans_are_those_that_were_carried_out(planner) -> None:
             np.testing.assert_allclose(want, done.y[begin : begin + 2][: len(want)], atol=1e-5)
 
 
-def test_exhibits_of_a_run_are_kept_and_read(planner, tmp_path) -> None:
+def test_exhibits_are_kept_under_the_name_of_their_evaluation(planner, tmp_path) -> None:
     spec = spec_of(ROUTES)
     watch = Watch(3)
     found = evaluate(planner, spec, Evaluation(episodes=3), seed=1, update=7, watch=watch)
-    file = write_exhibits(tmp_path, planner, 7, watch.episodes)
-    assert file == file_of(tmp_path, 7) and not planner.training
-    shown = read_exhibits(tmp_path)
+    kept, other = (tmp_path / "evaluations" / name for name in ("update-00000007.json", "user-00000007-seed-2.json"))
+    file = write_exhibits(kept, planner, 7, watch.episodes)
+    assert file == file_of(kept) == tmp_path / "exhibits" / kept.name and not planner.training
+    shown = read_exhibits(kept)
     assert (shown.update, shown.missing, len(shown.exhibits)) == (7, "", 1)
     before = file.read_bytes()
-    write_exhibits(tmp_path, planner, 7, lambda: replay(planner, spec, found))
+    write_exhibits(kept, planner, 7, lambda: replay(planner, spec, found))
     assert file.read_bytes() == before
+    assert read_exhibits(other) is None
+    write_exhibits(other, planner, 7, lambda: replay(planner, spec, replace(found, seed=2)))
+    assert read_exhibits(kept) == shown != read_exhibits(other)
     file.write_text(json.dumps({"format": "other"}))
     with pytest.raises(DataError, match=r"update-00000007\.json holds no exhibits"):
-        read_exhibits(tmp_path)
+        read_exhibits(kept)
 
 
 def test_a_failing_exhibit_is_told_and_ends_nothing(planner, tmp_path, monkeypatch) -> None:
@@ -94,8 +100,8 @@ def test_a_failing_exhibit_is_told_and_ends_nothing(planner, tmp_path, monkeypat
         raise RuntimeError("the plans are lost")
 
     monkeypatch.setattr(type(planner), "exhibits", fail)
-    assert write_exhibits(tmp_path, planner, 7, list) is not None
-    assert read_exhibits(tmp_path).missing == "RuntimeError: the plans are lost"
+    assert write_exhibits(tmp_path / KEPT, planner, 7, list) is not None
+    assert read_exhibits(tmp_path / KEPT).missing == "RuntimeError: the plans are lost"
 
 
 def test_a_watch_that_fails_ends_no_rollout(planner, tmp_path, monkeypatch) -> None:
@@ -105,8 +111,8 @@ def test_a_watch_that_fails_ends_no_rollout(planner, tmp_path, monkeypatch) -> N
     monkeypatch.setattr(Watch, "_see", fail)
     watch = Watch(1)
     evaluate(planner, spec_of(ROUTES), Evaluation(episodes=1), seed=1, update=7, watch=watch)
-    write_exhibits(tmp_path, planner, 7, watch.episodes)
-    assert read_exhibits(tmp_path).missing == "RuntimeError: nothing was seen"
+    write_exhibits(tmp_path / KEPT, planner, 7, watch.episodes)
+    assert read_exhibits(tmp_path / KEPT).missing == "RuntimeError: nothing was seen"
 
 
 def test_long_episodes_are_cut(monkeypatch) -> None:
@@ -125,7 +131,7 @@ def test_a_method_without_exhibits_leaves_no_file(tmp_path) -> None:
     spec = spec_of(ROUTES)
     config = ConditionedCloningConfig(context=2, backbone=StackConfig(width=8, num_layers=1), condition=None)
     method = ConditionedCloning(config, spec)
-    assert write_exhibits(tmp_path, method, 7, list) is None and read_exhibits(tmp_path) is None
+    assert write_exhibits(tmp_path / KEPT, method, 7, list) is None and read_exhibits(tmp_path / KEPT) is None
     assert not (tmp_path / "exhibits").exists()
 
 

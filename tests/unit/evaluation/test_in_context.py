@@ -3,6 +3,8 @@ import pytest
 
 from foretoken.core.errors import DataError
 from foretoken.envs.learners import QLearning
+from foretoken.envs.recipes.learning_histories import LearningHistories
+from foretoken.envs.recipes.noise_curriculum import NoiseCurriculum
 from foretoken.evaluation.evaluate import Evaluated
 from foretoken.evaluation.in_context import (
     early_and_late,
@@ -10,6 +12,7 @@ from foretoken.evaluation.in_context import (
     reference_returns,
     regrets,
     returns_by_episode,
+    source_curves,
     spread,
     steps,
 )
@@ -53,6 +56,28 @@ def test_a_learner_gets_better_on_the_tasks_that_were_held_out():
     returns = reference_returns("foretoken/DarkRoom-7x7-v0", QLearning(episodes=60), trials=6, episodes=60, seed=0)
     early, late = early_and_late(returns, 10)
     assert returns.shape == (6, 60) and late > 3 * early
+
+
+def test_the_source_plays_the_same_tasks_as_it_learns_and_as_its_histories_keep_it():
+    found, learner = trials(6, 5), QLearning(episodes=60)
+    recipe = LearningHistories(learner=learner, episodes=60, keep_every=12, tasks=3, seed=9)
+    curves = source_curves(found, recipe, "source of it")
+    whole = reference_returns(found.environment, learner, trials=6, episodes=49, seed=0)
+    assert list(curves) == ["source of it", "source of it, one episode in 12"]
+    np.testing.assert_array_equal(curves["source of it"], whole[:, :5])
+    np.testing.assert_array_equal(curves["source of it, one episode in 12"], whole[:, ::12])
+    assert curves["source of it, one episode in 12"][:, -1].mean() > 3 * curves["source of it"][:, -1].mean()
+    assert list(source_curves(found, recipe.replace(keep_every=1))) == ["source"]
+    assert source_curves(evaluated("CartPole-v1", found.records), recipe) == {}
+
+
+def test_who_made_noise_goes_on_where_its_history_ends():
+    """A trial of 12 episodes, whose histories hold 8."""
+    recipe = NoiseCurriculum(episodes=40, keep_every=5, floor=0.0, tasks=3)
+    kept = source_curves(trials(10, 12), recipe)["source, one episode in 5"]
+    best = reference_curves(trials(10, 12))["best possible"]
+    assert kept.shape == (10, 12) and kept[:, 0].mean() < 3
+    np.testing.assert_array_equal(kept[:, 8:], best[:, 8:])
 
 
 def test_intervals_are_students():

@@ -7,6 +7,7 @@ import pytest
 
 from foretoken.core import catalogue
 from foretoken.core.errors import DataError
+from foretoken.envs.recipes.learning_histories import LearningHistories
 from foretoken.evaluation import plots
 from foretoken.evaluation.report import videos, write_report
 
@@ -158,7 +159,7 @@ def test_the_best_number_stands_on_top_with_the_rule_that_made_it(tmp_path):
         "220 Mean return of 2 episodes, asked for 300, after 2,000 updates. Picked as the best of 2 evaluations times 2 targets"
         in words.text
     )
-    assert "the last update at the main target, 300, earns 220." in words.text
+    assert "the last evaluation at the main target, 300, gives 220." in words.text
     _, words = read(write_report(make_run(tmp_path / "one", {(5, None): [1.0, 3.0]})))
     assert (
         "2 Mean return of 2 episodes, after 5 updates. It is the only evaluation, so nothing was selected."
@@ -377,6 +378,41 @@ def test_exhibits_are_drawn_or_their_absence_told(tmp_path):
     assert "There is nothing to see" in read(write_report(run))[1].text
 
 
+def test_pictures_are_of_the_environment_that_is_shown(tmp_path):
+    run = make_run(tmp_path, RETURNS)
+    line = {"class": "foretoken.core.exhibit:Line", "label": "a", "x": [0, 1], "y": [0.5, 1.0]}
+    lines = {"class": "foretoken.core.exhibit:Lines", "x": "step", "y": "action 0", "lines": [line]}
+    one = {"class": "foretoken.core.exhibit:Exhibit", "says": "As made.", "panels": [lines]}
+
+    def show(name, title):
+        head = {"format": "foretoken-exhibits", "version": 1, "update": 2000, "missing": ""}
+        (run / "exhibits").mkdir(exist_ok=True)
+        (run / "exhibits" / f"{name}.json").write_text(json.dumps(head | {"exhibits": [one | {"title": title}]}))
+        add_video(run, name, evaluation=name)
+
+    def play(name, **changes):
+        tree = json.loads((run / "evaluations" / "update-00002000.json").read_text())
+        (run / "evaluations" / f"{name}.json").write_text(json.dumps(tree | changes))
+
+    def seen():
+        text = read(write_report(run))[1].text
+        films = re.findall(r"(\S+): asked 300, achieved", text)
+        return [title for title in ("Tower plans", "Bridge plans", "Later plans") if title in text], films, text
+
+    show("update-00002000", "Tower plans")
+    assert seen()[:2] == (["Tower plans"], ["update-00002000"])
+    play("user-00002000-seed-0", environment="Bridge-v0", played=5.0)
+    assert seen()[:2] == ([], [])
+    show("user-00002000-seed-0", "Bridge plans")
+    assert seen()[:2] == (["Bridge plans"], ["user-00002000-seed-0"])
+    # "-2" sorts before ".json", and what was played last has the smaller update
+    play("user-00002000-seed-0-2", played=6.0, update=1000)
+    titles, films, text = seen()
+    assert (titles, films) == (["Tower plans"], ["update-00002000"]) and "2,000, an earlier evaluation." in text
+    show("user-00002000-seed-0-2", "Later plans")
+    assert seen()[:2] == (["Later plans"], ["user-00002000-seed-0-2"])
+
+
 def test_routes_are_counted_beside_those_of_the_data(tmp_path):
     run = make_run(tmp_path, {(1, None): [0.0] * 4}, data_routes={"0": 10, "1": 30})
     mark(run, route=lambda update, number: number % 2, success=lambda update, number: True)
@@ -421,3 +457,43 @@ def test_trials_and_regret_are_drawn_beside_the_references(tmp_path):
         (folder / "update-00000005.json").write_text(json.dumps(head | {"environment": environment, "records": found}))
         page = write_report(tmp_path / "run").read_text()
         assert "Learning in context" in page and all(word in page for word in words), environment
+
+
+def test_trials_are_drawn_beside_the_learner_that_was_distilled(tmp_path):
+    make_run(tmp_path / "run")
+    file, folder = tmp_path / "run" / "run.json", tmp_path / "run" / "evaluations"
+    folder.mkdir(exist_ok=True)
+    plain = {
+        "target": None,
+        "reset_seed": 0,
+        "return": 1.0,
+        "length": 15,
+        "success": None,
+        "cost": None,
+        "terminated": False,
+    }
+    trials = [plain | {"episode": n, "index": index} for n in range(3) for index in range(2)]
+    head = {
+        "format": "foretoken-evaluation",
+        "version": 1,
+        "seed": 0,
+        "update": 5,
+        "num_slots": 1,
+        "seconds": 1.0,
+        "decisions": 8,
+    }
+    told = head | {"environment": "foretoken/DarkRoom-7x7-v0", "records": trials}
+    (folder / "update-00000005.json").write_text(json.dumps(told))
+    info = json.loads(file.read_text())
+    recipe = LearningHistories(keep_every=16)
+    for source, words in (
+        ({"recipe": recipe.to_json()}, ["source, one episode in 16"]),
+        ({"recipe": {"class": "foretoken.nowhere:Gone"}}, []),
+        ({}, []),
+    ):
+        file.write_text(json.dumps(info | {"experiment": {**(info.get("experiment") or {}), "source": source}}))
+        page = write_report(tmp_path / "run").read_text()
+        assert "Return by episode" in page and (
+            "source" in page.split("Return by episode")[1].split("</figcaption>")[0]
+        ) == bool(words)
+        assert all(word in page for word in words)

@@ -62,6 +62,25 @@ def test_no_gradient_enters_the_stored_memory():
     assert not torch.equal(key, method.backbone.layers()[0].mixer.key.weight.grad)
 
 
+@pytest.mark.parametrize("variant", ["gtrxl", "trxl"])
+def test_memory_holds_what_the_norm_made_of_a_layers_input_when_it_was_stored(variant):
+    backbone = gated_transformer_xl.transformer_xl(variant, 8, 2, num_heads=2, memory=4).build().double().eval()
+    x, later = torch.randn(2, 2, 6, 8, dtype=torch.float64)
+    layers, normed = backbone.layers(), variant == "gtrxl"
+    with torch.no_grad():
+        stored = backbone(x, backbone.initial_state(2)).state
+        entered = x
+        for number, layer in enumerate(layers):
+            held = layer.around_mixer.norm(entered) if normed else entered
+            torch.testing.assert_close(stored[str(number)]["inputs"], held[:, -4:])
+            entered = layer(entered).y
+        layers[0].around_mixer.norm.weight.mul_(3).add_(1)  # as if learned since
+        anew = backbone(x, backbone.initial_state(2)).state
+        assert torch.equal(anew["0"]["inputs"], stored["0"]["inputs"]) is not normed
+        y = backbone(later, {**anew, "0": stored["0"]}).y
+        assert torch.equal(y, backbone(later, anew).y) is not normed
+
+
 @pytest.mark.parametrize("preset", [gated_transformer_xl.paper, gated_transformer_xl.cpu, agalite.paper, agalite.cpu])
 def test_gates_start_nearly_closed_as_shipped(preset):
     backbone = preset().system.backbone
@@ -129,6 +148,7 @@ def test_gtrxl_figures_count_steps_of_experience(tmp_path):
     found = gated_transformer_xl.figures(done)
     # a rollout of 4 x 16 steps, 8 segments of 8, two minibatches, 3 epochs: 6 updates
     assert found["steps to 80 %"] == pytest.approx(10 * 64 / 6) and 0 <= found["success"] <= 1
+    assert found["learned"] == (found["success"] >= 0.95)
 
 
 def test_the_state_is_small_whatever_the_window():

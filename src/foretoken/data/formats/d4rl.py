@@ -6,6 +6,12 @@
 `terminals` says that the environment ended the episode, `timeouts` that a time limit cut it; they are never mixed. Where
 `timeouts` is missing, cuts are found by counting to `max_episode_steps` and by rows whose successor is not the next row's
 observation; a finding says which, or that neither was possible. Where final observations come from: `formats.flat`.
+
+AntMaze needs a choice of its `ends`. In some versions an ant is put elsewhere in the maze where no timeout says so (D4RL issue 77);
+and terminals mark every step on the goal, where the way goes on, so that what is cut there are single steps. Cut at jumps
+instead; maze2d is one long way, whose timeouts are goals reached (issue 85), and has none.
+
+    foretoken import antmaze-medium-play-v2.hdf5 --ends timeouts,jumps
 """
 
 import json
@@ -16,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from foretoken.core.errors import DataError
+from foretoken.core.errors import ConfigError, DataError
+from foretoken.core.names import nearest
 from foretoken.core.spec import Box, Dict, Spec
 from foretoken.data.episode import Episode, flatten
 from foretoken.data.formats import flat, hdf5
@@ -32,6 +39,11 @@ _SPEC = "foretoken_spec"
 _NEEDED = ("observations", "actions", "rewards", "terminals")
 # Relative difference above which a successor is not the next row: files mix float32 and float64
 _TOLERANCE = 1e-5
+# A position that moves this many times further than in 95 % of steps was put there
+_LEAP = 5.0
+
+ENDS = ("terminals", "timeouts", "jumps")
+"""What may end an episode."""
 
 
 def sniff(path: str | os.PathLike[str]) -> bool:
@@ -51,6 +63,7 @@ def read(
     environment: str = "",
     max_episode_steps: int = 0,
     action_bounds: tuple[float, float] | None = None,
+    ends: tuple[str, ...] = ENDS[:2],
 ) -> tuple[Spec, Iterator[Episode], dict[str, Any]]:
     """What a file holds: its spec, its episodes (read while iterating), and what is known about it.
 
@@ -59,14 +72,21 @@ def read(
         environment: Gymnasium id the data comes from.
         max_episode_steps: the environment's time limit; used to find cuts where the file has no `timeouts`.
         action_bounds: lowest and highest allowed action; -1 and 1 where all actions lie within and nothing is given.
+        ends: which of `ENDS` end an episode. "jumps" are rows whose successor is not the next row's observation, or, where the file
+            has no successors, after which the position, the first two entries of an observation as in AntMaze and maze2d, moves
+            further than it can. A terminal that ends nothing is dropped.
 
     Raises:
+        ConfigError: for `ends` that there are not.
         DataError: for missing arrays, unequal lengths, Python objects, shuffled rows, links into other files.
     """
     source, notes = Path(path), flat.Notes()
+    for name in ends or ("",):
+        if name not in ENDS:
+            raise ConfigError(f"ends must be some of {list(ENDS)}, got {name!r}{nearest(name, ENDS)}")
     with hdf5.opened(source) as file:
         count = _check(file)
-        cuts = _cuts(file, count, max_episode_steps, notes)
+        cuts = _cuts(file, count, max_episode_steps, ends, notes)
         notes.about_final(cuts)
         columns = _columns(file, count, notes)
         spec = _own_spec(file) or Spec(
@@ -114,25 +134,41 @@ def _check(file: Any) -> int:
     return flat.same_rows(shapes, file.filename)
 
 
-def _cuts(file: Any, count: int, limit: int, notes: flat.Notes) -> flat.Cuts:
+def _cuts(file: Any, count: int, limit: int, ends: tuple[str, ...], notes: flat.Notes) -> flat.Cuts:
     terminals = flat.flags(hdf5.Arrays(file).read("terminals"), "terminals", file.filename)
-    follows = "next_observations" in file
+    follows, ended = "next_observations" in file, np.zeros(count, bool)
     if "timeouts" in file:
         timeouts = flat.flags(hdf5.Arrays(file).read("timeouts"), "timeouts", file.filename)
     else:
-        timeouts = _guess_timeouts(file, terminals, limit, notes)
+        timeouts = _guess_timeouts(file, terminals, limit, ends, notes)
     if not terminals[-1] and not timeouts[-1]:
         timeouts[-1] = True
         notes.add("open-end", "note", "the file ends in the middle of an episode; that episode is marked truncated.")
-    stop = np.flatnonzero(terminals | timeouts) + 1
+    for name, flagged in {"terminals": terminals, "timeouts": timeouts}.items():
+        ended |= flagged & (name in ends)
+    ended[-1] = True
+    if "jumps" in ends:
+        jumps = (_jumps if follows else _leaps)(file, ended)
+        _about_jumps(int(jumps.sum()), follows, notes)
+        ended |= jumps
+    if inside := int((terminals & ~ended).sum()):
+        notes.add(
+            "terminals-inside",
+            "note",
+            f"{inside} terminals end no episode, as ends={list(ends)} asks, and were dropped.",
+            rows=inside,
+        )
+    stop = np.flatnonzero(ended) + 1
     start = np.concatenate([[0], stop[:-1]])
     final: dict[str, flat.Final] = (
         {"terminated": "next", "truncated": "next"} if follows else {"terminated": "repeat", "truncated": "drop"}
     )
-    return flat.Cuts(start, stop, terminals[stop - 1], timeouts[stop - 1], final)
+    return flat.Cuts(start, stop, terminals[stop - 1], (timeouts | ~terminals)[stop - 1], final)
 
 
-def _guess_timeouts(file: Any, terminals: np.ndarray, limit: int, notes: flat.Notes) -> np.ndarray:
+def _guess_timeouts(
+    file: Any, terminals: np.ndarray, limit: int, ends: tuple[str, ...], notes: flat.Notes
+) -> np.ndarray:
     """Cuts of a file without `timeouts`: where the successor is not the next row, and after every `limit` rows."""
     cuts = np.zeros_like(terminals)
     if "next_observations" in file:
@@ -156,7 +192,7 @@ def _guess_timeouts(file: Any, terminals: np.ndarray, limit: int, notes: flat.No
             cuts=int((reached & ~cuts).sum()),
         )
         cuts |= reached
-    if not limit and "next_observations" not in file:
+    if not limit and "next_observations" not in file and "jumps" not in ends:
         _no_timeouts(terminals, notes)
     return cuts
 
@@ -179,9 +215,9 @@ def _no_timeouts(terminals: np.ndarray, notes: flat.Notes) -> None:
         )
 
 
-def _jumps(file: Any, terminals: np.ndarray) -> np.ndarray:
-    """(N,) bool: the row is no terminal and its successor is not the next row's observation."""
-    count = len(terminals)
+def _jumps(file: Any, ended: np.ndarray) -> np.ndarray:
+    """(N,) bool: no episode ends with the row (N,) and its successor is not the next row's observation."""
+    count = len(ended)
     jumps = np.zeros(count, bool)
     for start in range(0, count - 1, flat.BLOCK_ROWS):
         stop = min(start + flat.BLOCK_ROWS, count - 1)
@@ -189,15 +225,40 @@ def _jumps(file: Any, terminals: np.ndarray) -> np.ndarray:
         after = hdf5.Arrays(file).read("observations", slice(start + 1, stop + 1))
         close = np.isclose(following, after, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
         jumps[start:stop] = ~close.reshape(stop - start, -1).all(1)
-    jumps &= ~terminals
+    jumps &= ~ended
     # A shuffled file has a jump almost everywhere; a real one has at most a few
-    if count > 10 and jumps.sum() > 0.5 * (~terminals).sum():
+    if count > 10 and jumps.sum() > 0.5 * (~ended).sum():
         raise DataError(
             f"{file.filename}: {jumps.mean():.0%} of the rows are not followed by their next_observations; episodes "
             "need rows in the order of time, "
             "these seem shuffled: import the original file"
         )
     return jumps
+
+
+def _leaps(file: Any, ended: np.ndarray) -> np.ndarray:
+    """(N,) bool: no episode ends with the row (N,) and from it to the next the position moves further than it can."""
+    shape = file["observations"].shape
+    if len(shape) != 2 or shape[1] < 2:
+        raise DataError(
+            f"{file.filename}: jumps are seen by next_observations, or by the first two entries of an observation, the position; "
+            f"this file has neither, its observations have shape {shape[1:]}"
+        )
+    count = len(ended)
+    blocks = (slice(start, min(start + flat.BLOCK_ROWS, count)) for start in range(0, count, flat.BLOCK_ROWS))
+    place = np.concatenate([hdf5.Arrays(file).read("observations", rows)[:, :2] for rows in blocks]).astype(np.float64)
+    moved = np.append(np.linalg.norm(np.diff(place, axis=0), axis=1), 0.0)
+    moved[ended] = 0.0
+    return moved > _LEAP * np.quantile(moved[moved > 0], 0.95) if moved.any() else np.zeros(count, bool)
+
+
+def _about_jumps(count: int, follows: bool, notes: flat.Notes) -> None:
+    why = (
+        "whose successor is not the next row's observation"
+        if follows
+        else "after which the position moves further than it can"
+    )
+    notes.add("cut-at-jumps", "note", f"{count} rows {why} were taken as truncations.", cuts=count)
 
 
 def _action_space(file: Any, count: int, bounds: tuple[float, float] | None, notes: flat.Notes) -> Any:

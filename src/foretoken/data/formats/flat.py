@@ -235,8 +235,7 @@ def action_space(
             "action-bounds-unknown",
             "warning",
             f"actions reach from {low.min():.3g} to {high.max():.3g} and the file does not say their bounds, so none "
-            "are set; "
-            "give action_bounds=(low, high), usually the environment's.",
+            "are set; give --action-bounds LOW,HIGH, usually the environment's.",
             low=float(low.min()),
             high=float(high.max()),
         )

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from foretoken.core.errors import DataError
-from foretoken.core.names import nearest
 from foretoken.core.spec import Box, Dict, Space, Spec, leaves
 from foretoken.data.episode import Episode, flatten
 from foretoken.data.formats import flat
@@ -306,9 +305,9 @@ def _recognise(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, 
     names = {ours: next((name for name in theirs if name in arrays), "") for ours, theirs in _NAMES.items()}
     for ours in ("observation", "action", "reward"):
         if not names[ours]:
-            hint = nearest(_NAMES[ours][0], arrays)
             raise DataError(
-                f"{path} has no {ours} under any of the names {list(_NAMES[ours])}{hint}; it holds {sorted(arrays)}"
+                f"{path} has no {ours} under any of the names {', '.join(_NAMES[ours])}; it holds {', '.join(sorted(arrays))}. "
+                "Save it again under such names, a row per step, and with what says where episodes end (docs/data-formats.md)"
             )
     known = {ours: arrays[name] for ours, name in names.items() if name}
     for ours, values in known.items():
@@ -430,7 +429,7 @@ def _kinds(
 
 def _note_ends(count: int, by_environment: bool, notes: flat.Notes) -> None:
     way_out = (
-        "if episodes end before the time limit only by terminating, give max_episode_steps."
+        "if episodes end before the time limit only by terminating, give --max-episode-steps."
         if by_environment
         else "if some did terminate, add an array 'terminals' to the file."
     )

@@ -14,11 +14,9 @@ class Derived:
         compute: takes the columns over a run of whole episodes, each (M, ...), and bounds (N + 1,) int64, where
             episode i has the rows `bounds[i] : bounds[i + 1]`, the last of them its final step; returns (M, *shape).
         shape, dtype: of one step.
-        version: kept results of another version are not used; raise it when `compute` changes.
     """
 
     reads: tuple[str, ...]
     compute: Callable[[Mapping[str, np.ndarray], np.ndarray], np.ndarray]
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
-    version: int = 1

@@ -76,7 +76,7 @@ def _chosen(run: Record) -> list[float | None]:
 def _lines(run: Record) -> dict[str, plots.Band]:
     lines = {}
     for target in _chosen(run):
-        points = [(r.update, r.mean.value, r.mean.low, r.mean.high) for r in run.results if r.target == target]
+        points = sorted((r.update, r.mean.value, r.mean.low, r.mean.high) for r in run.results if r.target == target)
         updates, mean, low, high = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
         lines["" if target is None else f"asked {number(target)}"] = (updates, mean, low, high)
     return lines

@@ -19,7 +19,8 @@ _POINTS = 12
 
 def draw(run: Record) -> str:
     """All evaluations of the newest update count, whatever their environment; of each the main target."""
-    newest = [found for found in run.everything if found.update == run.everything[-1].update]
+    most = max((found.update for found in run.everything), default=0)
+    newest = [found for found in run.everything if found.update == most]
     told = [(delay, record) for found in newest for delay, record in _delays(found)]
     if not told:
         return ""

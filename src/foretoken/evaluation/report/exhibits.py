@@ -1,6 +1,7 @@
 """What the method shows of its own episodes: plans, imagined steps, mazes, attention; see `foretoken.core.exhibit`."""
 
 from html import escape
+from pathlib import Path
 
 from foretoken.core.errors import DataError
 from foretoken.core.exhibit import Exhibit, Lines, Matrix
@@ -11,19 +12,30 @@ from foretoken.evaluation.report.words import figure, number, section
 
 
 def draw(run: Record) -> str:
+    """Of the last evaluation; where nothing was kept of it, of the newest one before it in the same environment."""
+    for age, found in enumerate(reversed(run.evaluations)):
+        shown = None if found.file is None else _kept(found.file)
+        if shown is not None:
+            when = f"Update {number(shown.update)}{', an earlier evaluation' if age else ''}."
+            return _sections(shown, when)
+    return ""
+
+
+def _kept(evaluation: Path) -> Shown | None:
     try:
-        shown = read_exhibits(run.folder)
+        return read_exhibits(evaluation)
     except DataError as problem:
-        shown = Shown(0, missing=str(problem))
-    if shown is None:
-        return ""
+        return Shown(0, missing=str(problem))
+
+
+def _sections(shown: Shown, when: str) -> str:
     if shown.missing:
         return section("What the method shows", f"<p>There is nothing to see: {escape(shown.missing)}.</p>")
-    return "\n".join(_exhibit(exhibit, place, shown.update) for place, exhibit in enumerate(shown.exhibits))
+    return "\n".join(_exhibit(exhibit, place, when) for place, exhibit in enumerate(shown.exhibits))
 
 
-def _exhibit(exhibit: Exhibit, place: int, update: int) -> str:
-    note = f'<p class="note">{escape(exhibit.says)} Update {number(update)}.</p>'
+def _exhibit(exhibit: Exhibit, place: int, when: str) -> str:
+    note = f'<p class="note">{escape(exhibit.says)} {when}</p>'
     figures = ""
     for order, one in enumerate(exhibit.panels):
         caption = f"{one.title}: {one.value}" if isinstance(one, Matrix) and one.title else one.title

@@ -1,12 +1,23 @@
-"""What was learned while acting, beside reference learners on the same tasks."""
+"""What was learned while acting, beside reference learners and the learner that was distilled, on the same tasks."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from html import escape
 
 import numpy as np
 
+from foretoken.core.config import Config
+from foretoken.core.errors import ConfigError
+from foretoken.envs.recipes.learning_histories import Histories
 from foretoken.evaluation import plots
-from foretoken.evaluation.in_context import reference_curves, regrets, returns_by_episode, spread, steps
+from foretoken.evaluation.in_context import (
+    reference_curves,
+    regrets,
+    returns_by_episode,
+    source_curves,
+    spread,
+    steps,
+)
 from foretoken.evaluation.report.record import Record
 from foretoken.evaluation.report.words import figure, number, section
 
@@ -23,7 +34,9 @@ def draw(run: Record) -> str:
             _learned("regret", lines, "step", "cumulative regret", "Regret", "what the best arm would have paid more")
         )
     if any(record.index for record in last.records):
-        curves = {"this policy": returns_by_episode(last)} | reference_curves(last)
+        recipe = _histories(run)
+        source = {} if recipe is None else source_curves(last, recipe)
+        curves = {"this policy": returns_by_episode(last)} | reference_curves(last) | source
         lines = {label: (np.arange(1, values.shape[1] + 1), *spread(values)) for label, values in curves.items()}
         figures.append(
             _learned(
@@ -31,6 +44,15 @@ def draw(run: Record) -> str:
             )
         )
     return section("Learning in context", f'<div class="plots">{"".join(figures)}</div>') if figures else ""
+
+
+def _histories(run: Record) -> Histories | None:
+    """The recipe of its training data, where these are histories; None too where this version cannot read it."""
+    tree = (run.experiment.get("source") or {}).get("recipe")
+    with suppress(ConfigError):
+        recipe = Config.from_json(tree) if tree else None
+        return recipe if isinstance(recipe, Histories) else None
+    return None
 
 
 def _learned(name: str, lines: Mapping[str, plots.Band], x: str, y: str, title: str, note: str) -> str:

@@ -108,5 +108,5 @@ def _verdict(run: Record) -> tuple[str, str]:
     asked = "" if main.target is None or targets == 1 else f" at the main target, {number(main.target)},"
     return number(best.mean.value), (
         f"{rule} Picked as the best of {' times '.join(choices)} on the very episodes it is reported on, so it flatters; "
-        f"the last update{asked} earns <strong>{number(main.mean.value)}</strong>."
+        f"the last evaluation{asked} gives <strong>{number(main.mean.value)}</strong>."
     )

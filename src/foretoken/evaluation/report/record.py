@@ -15,7 +15,7 @@ import numpy as np
 from foretoken.core import catalogue
 from foretoken.core.errors import DataError, UnknownName
 from foretoken.evaluation import plots
-from foretoken.evaluation.evaluate import Evaluated, read_evaluation
+from foretoken.evaluation.evaluate import Evaluated, read_evaluations
 from foretoken.evaluation.scores import ScoreCard, score_card
 from foretoken.evaluation.statistics import Interval, bootstrap
 
@@ -39,7 +39,7 @@ class Record:
     info: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     everything: Sequence[Evaluated]
-    """All evaluations, oldest first."""
+    """All evaluations, in the order in which they were played."""
     data: np.ndarray | None
     """(M,) returns of the training data, None where they are not known."""
     out: Path
@@ -125,8 +125,7 @@ def read_record(run: Path, out: Path, data_returns: Any = None) -> Record:
     if not (run / "run.json").exists():
         raise DataError(f"a report needs a run folder, which holds run.json; there is none in {run}")
     info = _read_json(run / "run.json", "foretoken-run")
-    evaluations = [read_evaluation(file) for file in sorted((run / "evaluations").glob("*.json"))]
-    evaluations = sorted((found for found in evaluations if found.records), key=lambda found: found.update)
+    evaluations = [found for found in read_evaluations(run) if found.records]
     data = _checked(info.get("data_returns") if data_returns is None else data_returns)
     return Record(run, info, _read_metrics(run / "metrics.jsonl"), evaluations, data, out)
 

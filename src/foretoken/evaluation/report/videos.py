@@ -16,10 +16,12 @@ EMBED_LIMIT = 6_000_000
 
 
 def draw(run: Record) -> str:
+    """Of the last evaluation; where it was not filmed, of the newest one before it in the same environment."""
     folder = run.folder / "videos"
     index = read_index(folder)
-    newest = max((video["update"] for video in index["videos"]), default=0)
-    films = [video for video in index["videos"] if video["update"] == newest and (folder / video["file"]).exists()]
+    there = [video for video in index["videos"] if (folder / video["file"]).exists()]
+    played = (found.file.stem for found in reversed(run.evaluations) if found.file is not None)
+    films = next(filter(None, ([one for one in there if one["evaluation"] == name] for name in played)), [])
     if not films:
         reason = f" {escape(index['missing'])}." if index["missing"] else ""
         which = "the best, the median and the worst episode of the last evaluation"
@@ -29,7 +31,7 @@ def draw(run: Record) -> str:
     embedded = sum((folder / video["file"]).stat().st_size for video in films) < EMBED_LIMIT
     figures = "".join(_film(video, folder, run.out, embedded) for video in films)
     note = [
-        f"Replayed from the reset seed and the recorded actions, with the recorded return checked; update {number(newest)}."
+        f"Replayed from the reset seed and the recorded actions, with the recorded return checked; update {number(films[0]['update'])}."
     ]
     if any(video["renderer"] == "sketch" for video in films):
         note.append("Drawn as a sketch, for want of OpenGL.")

@@ -70,7 +70,8 @@ class TransformerXL(Mixer):
         self.u = nn.Parameter(torch.empty(config.num_heads, self.head_width))
         self.v = nn.Parameter(torch.empty(config.num_heads, self.head_width))
         self.start()
-        self.facts = Facts(max_context=config.memory + 1, state_bytes=4 * config.memory * width + 8)
+        size = 4 * config.memory * width + 8
+        self.facts = Facts(max_context=config.memory + 1, state_bytes=size, sliding=("inputs",))
 
     def start(self) -> None:
         """Small random u and v, as published."""

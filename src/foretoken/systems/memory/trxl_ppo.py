@@ -43,6 +43,7 @@ CARD = Card(
         "Truncated episodes are continued by the value of their final observation; the released code counts them as ended.",
         "No observation is reconstructed, as it is in the newest version of the released code.",
         "On the small task gates start nearly closed (a bias of 2), in the released code half open (0).",
+        "On the small task memory keeps what a block's norm made of its input when acting; the released code norms it when it is read.",
     ),
 )
 
