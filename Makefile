@@ -38,7 +38,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[minari,box2d,peers]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[minari,box2d,peers,onnx]"
 	touch $@
 
 clean:

@@ -1,8 +1,8 @@
 """Decisions per second of the paper's Decision Transformer that re-reads its last 20 steps at every decision.
 
 Environments cost next to nothing: each answers with the next row of a table. Every loop is the library's own, environments
-included: foretoken's is `foretoken.evaluation.rollout`; d3rlpy's and Hugging Face's play one environment at a time, whatever
-their number. Below them stand the bare models, called on a whole batch of ready windows.
+included: foretoken's is `foretoken.evaluation.rollout`, by ONNX Runtime and by PyTorch; d3rlpy's and Hugging Face's play one
+environment at a time, whatever their number. Below them stand the bare models, called on a whole batch of ready windows.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,11 +20,17 @@ from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
 from benchmarks.training import LAYERS, LONGEST, WIDTH, huggingface_model, torchrl_actor
 from foretoken.core.method import Method
 from foretoken.envs.slots import Job as Episode
-from foretoken.envs.traced import AFTER
+from foretoken.envs.traced import AFTER, Engine
 from foretoken.evaluation.rollout import rollout
 from foretoken.systems.offline import decision_transformer
 
 CONTEXT, ASKED = 20, 3600.0
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+NAMES = {"onnx": "foretoken, engine onnx", "torch": "foretoken"}
+NOTES = {
+    "onnx": "actions equal PyTorch's within 1e-6; its graph takes some seconds to make, before the clock",
+    "torch": "",
+}
 _TABLE = np.random.default_rng(0).standard_normal((256, OBSERVATION), dtype=np.float32)
 
 
@@ -54,7 +60,7 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 
 def _makers(number: int) -> list[Maker]:
-    return [Maker(ours, (number,)), *peers(number, CONTEXT, bare=True)]
+    return [Maker(ours, (number, "onnx"), ONNX), Maker(ours, (number,)), *peers(number, CONTEXT, bare=True)]
 
 
 def peers(number: int, context: int, *, bare: bool) -> list[Maker]:
@@ -81,15 +87,15 @@ def _table(number: int, settings: Settings) -> Table:
     return Table(name, scores, floor=floor.seconds / number, unit="decisions", target=target, note=note, complete=whole)
 
 
-def ours(number: int) -> Iterator[Contestant]:
+def ours(number: int, engine: Engine = "torch") -> Iterator[Contestant]:
     """The preset's policy, which re-reads its window."""
     torch.manual_seed(0)
-    yield rolled("foretoken", decision_transformer.paper().system.build(SPEC), number, CONTEXT)
+    yield rolled(decision_transformer.paper().system.build(SPEC), number, CONTEXT, engine)
 
 
-def rolled(name: str, method: Method, number: int, context: int, note: str = "") -> Contestant:
-    """`rollout` with a method's policy. The clock runs from the tick at which contexts are full and the policy's trace, made
-    once in a rollout in a few tenths of a second, is in use."""
+def rolled(method: Method, number: int, context: int, engine: Engine) -> Contestant:
+    """`rollout` with a method's policy. The clock runs from the tick at which contexts are full and the policy's graph is in
+    use; it is made once in a rollout, in a few tenths of a second, or some seconds with ONNX."""
     begin = context + AFTER + 10
 
     def turn(count: int) -> float:
@@ -101,10 +107,11 @@ def rolled(name: str, method: Method, number: int, context: int, note: str = "")
             return made[-1]
 
         jobs = [Episode(i, target=ASKED) for i in range(number)]
-        rollout(method.policy, environment, jobs, spec=SPEC, seed=0, num_slots=number, max_steps=begin + count)
+        settings = {"spec": SPEC, "seed": 0, "num_slots": number, "max_steps": begin + count, "engine": engine}
+        rollout(method.policy, environment, jobs, **settings)
         return times[begin + count] - times[begin]
 
-    return Contestant(name, turn, number, ours=True, note=note)
+    return Contestant(NAMES[engine], turn, number, ours=True, note=NOTES[engine])
 
 
 def d3rlpy(number: int, context: int, bare: bool) -> Iterator[Contestant]:

@@ -3,8 +3,9 @@ the last 20, 50 or 200 steps (`systems/offline/streaming_decision_transformer.py
 
 Peers re-read as many steps at every decision, which is another policy than a rolled cache (see that file); what is compared is
 the cost of deciding with as long a context. As under Acting, every loop is the library's own, environments included: foretoken's
-is `foretoken.evaluation.rollout`, TorchRL's its `rollout`, d3rlpy's `StatefulTransformerWrapper.predict`, Hugging Face's the
-loop of its documentation. `policy.act` alone, on ready steps, stands below for comparison.
+is `foretoken.evaluation.rollout`, by ONNX Runtime and by PyTorch, TorchRL's its `rollout`, d3rlpy's
+`StatefulTransformerWrapper.predict`, Hugging Face's the loop of its documentation. `policy.act` alone, on ready steps, stands
+below for comparison.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from benchmarks import floors
-from benchmarks.acting import ASKED, peers, rolled
+from benchmarks.acting import ASKED, NAMES, ONNX, peers, rolled
 from benchmarks.made import ACTION, OBSERVATION, SPEC, Data
 from benchmarks.report import Job, Sheet, Table, judged, skipped, time_of
 from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
 from foretoken.core.batch import Step
 from foretoken.core.method import Method
-from foretoken.envs.traced import Traced
+from foretoken.envs.traced import Engine, Traced
 from foretoken.nn.mixer import MixerConfig
 from foretoken.nn.mixers import shelf
 from foretoken.nn.stack import uniform_stack
@@ -30,7 +31,7 @@ from foretoken.systems.offline.streaming_decision_transformer import banded, pap
 WIDTH, LAYERS = 128, 3
 GOALS = {(1, 20): 4.0, (1, 50): 7.0, (1, 200): 16.0, (64, 20): 14.0}  # (environments, steps): times the best peer
 SHORT, LONG, SPAN = 20, 200, 20  # decisions are timed from step SHORT and from step LONG on, SPAN of each
-GROWTH = 1.2
+GROWTH, STEP = 1.2, 250e-6
 LSTM, LSTM_3 = "torch.nn.LSTM, one token", "torch.nn.LSTM, three tokens"
 
 
@@ -42,7 +43,9 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 
 def _against_peers(number: int, context: int, settings: Settings) -> Table:
-    makers = [Maker(ours, (number, context)), *peers(number, context, bare=False)]
+    makers = [
+        Maker(ours, (number, context, "onnx"), ONNX), Maker(ours, (number, context)), *peers(number, context, bare=False)
+    ]  # fmt: skip
     scores = compete(makers, settings)
     floor = floors.streaming(number, context)
     note = (
@@ -60,10 +63,11 @@ def _against_peers(number: int, context: int, settings: Settings) -> Table:
     )
 
 
-def ours(number: int, context: int) -> Iterator[Contestant]:
+def ours(number: int, context: int, engine: Engine = "torch") -> Iterator[Contestant]:
     method = _method(banded(context, 1))
-    yield rolled("foretoken", method, number, context, note="`rollout`, environments included")
-    yield _ready("foretoken, policy.act on ready steps", method, number, context, span=1000 - context)
+    yield rolled(method, number, context, engine)
+    name = f"{NAMES[engine]}, policy.act on ready steps"
+    yield _ready(name, method, number, context, span=1000 - context, engine=engine)
 
 
 def _method(mixer: MixerConfig) -> Method:
@@ -71,9 +75,9 @@ def _method(mixer: MixerConfig) -> Method:
     return paper().system.replace(backbone=uniform_stack(mixer, WIDTH, LAYERS, dropout=0.1)).build(SPEC).eval()
 
 
-def _ready(name: str, method: Method, number: int, begin: int, *, span: int) -> Contestant:
+def _ready(name: str, method: Method, number: int, begin: int, *, span: int, engine: Engine = "torch") -> Contestant:
     """`policy.act` on made steps, traced as in `rollout`; a turn plays steps `begin` to `begin + span` of an episode again and again."""
-    policy = Traced(method.policy, after=2)
+    policy = Traced(method.policy, after=2, engine=engine)
 
     def step(at: int) -> Step:
         return Step(
@@ -112,18 +116,23 @@ def _ready(name: str, method: Method, number: int, begin: int, *, span: int) -> 
 def _recurrent(settings: Settings) -> Sheet:
     """Every mixer in one process, PyTorch's bare LSTM in another."""
     settings = replace(settings, seconds=settings.seconds / 2)
-    scores = {score.contestant.name: score for score in compete([Maker(recurrent), Maker(lstm)], settings)}
-    bare, rows, kept = scores[LSTM], [], {}
+    makers = [Maker(recurrent), Maker(by_onnx, (), ONNX), Maker(lstm)]
+    scores = {score.contestant.name: score for score in compete(makers, settings)}
+    bare, rows, kept, quick = scores[LSTM], [], {}, {}
     for name in _recurrent_mixers() | {"attention": None}:
         early, late = scores[f"{name} {SHORT}"], scores[f"{name} {LONG}"]
         growth, disturbed = early.over(late)[0], early.disturbed + late.disturbed
+        fast = scores.get(f"{name} onnx")
         cells = [
             time_of(early.median),
             time_of(late.median),
             f"{growth:.2f}",
             f"{bare.over(late)[0]:.1f}",
+            time_of(fast.median) if fast else "",
             f"{disturbed}",
         ]
+        if fast and name != "attention":
+            quick[name] = fast.median <= STEP
         if name == "attention":
             name = f"attention, a band of {SHORT} or {LONG} steps"
         else:
@@ -131,13 +140,14 @@ def _recurrent(settings: Settings) -> Sheet:
         rows.append([name, *cells])
     for name in (LSTM, LSTM_3):
         score = scores[name]
-        rows.append([name, time_of(score.median), "", "", f"{bare.over(score)[0]:.1f}", f"{score.disturbed}"])
+        rows.append([name, time_of(score.median), "", "", f"{bare.over(score)[0]:.1f}", "", f"{score.disturbed}"])
     head = [
         "mixer",
         f"after {SHORT} steps",
         f"after {LONG} steps",
         f"{LONG} over {SHORT}",
         "times one step of the LSTM",
+        f"after {LONG} steps, engine onnx",
     ]
     note = (
         f"Time of `policy.act` on ready steps of one environment, without one: a decision reads three tokens through "
@@ -148,7 +158,11 @@ def _recurrent(settings: Settings) -> Sheet:
         "Recurrent states, 1 environment",
         [*head, f"disturbed rounds of {2 * settings.rounds}"],
         rows,
-        [judged(f"a decision after {LONG} steps at most {GROWTH:g} times one after {SHORT}", kept), note],
+        [
+            judged(f"a decision after {LONG} steps at most {GROWTH:g} times one after {SHORT}", kept),
+            judged(f"at most {time_of(STEP)} by the faster engine", quick),
+            note,
+        ],
     )
 
 
@@ -166,6 +180,11 @@ def recurrent() -> Iterator[Contestant]:
             yield _ready(f"{name} {begin}", method, 1, begin, span=SPAN)
     for begin in (SHORT, LONG):
         yield _ready(f"attention {begin}", _method(banded(begin, 1)), 1, begin, span=SPAN)
+
+
+def by_onnx() -> Iterator[Contestant]:
+    for name, mixer in (_recurrent_mixers() | {"attention": banded(LONG, 1)}).items():
+        yield _ready(f"{name} onnx", _method(mixer), 1, LONG, span=SPAN, engine="onnx")
 
 
 def lstm() -> Iterator[Contestant]:

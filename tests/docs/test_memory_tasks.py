@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from foretoken import estimate
 from foretoken.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "memory-tasks.md").read_text(encoding="utf-8")
@@ -21,6 +22,7 @@ def test_a_command_of_the_page_trains(command, tmp_path, monkeypatch, capsys):
         if lead in command and find_spec(package) is None:
             pytest.skip(f"needs {package}")
     if " paper" in command:  # takes a GPU: its settings are built, no more
+        monkeypatch.setattr(estimate, "estimate", lambda experiment: estimate.Estimate())
         assert main([*command.split(), "--dry-run"]) == 0
         return
     assert main([*command.split(), *SHORT.split(), "--out", "run"]) == 0, capsys.readouterr().err

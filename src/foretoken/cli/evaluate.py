@@ -57,6 +57,11 @@ def _parser() -> Parser:
         "--seed", type=int, metavar="N", help="fixes initial states and noise (default: the run's seed)"
     )
     parser.add_argument("--num-slots", type=count, metavar="N", help="episodes played at once; changes the speed only")
+    parser.add_argument(
+        "--engine",
+        choices=["torch", "onnx"],
+        help="what runs the policy: onnx is faster for few slots (default: as set)",
+    )
     parser.add_argument("--environment", metavar="ID", help="another environment of the same spaces")
     parser.add_argument("--device", default="cpu", help="where the policy runs (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -90,7 +95,9 @@ def play(run: "Run", options: Namespace) -> "Evaluated":
 
 
 def _settings(config: "Evaluation", options: Namespace) -> "Evaluation":
-    given = {name: getattr(options, name) for name in ("episodes", "targets", "costs", "num_slots", "environment")}
+    given = {
+        name: getattr(options, name) for name in ("episodes", "targets", "costs", "num_slots", "engine", "environment")
+    }
     return config.replace(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from foretoken.cli.presets import find_preset, presets
 from foretoken.cli.terminal import Parser, print_json
 from foretoken.core import catalogue
-from foretoken.core.errors import ConfigError
+from foretoken.core.errors import ConfigError, ForetokenError
 
 if TYPE_CHECKING:
     from foretoken.experiment import Experiment, Run
@@ -67,7 +67,9 @@ def _parser() -> Parser:
         "--mixer", metavar="NAME", help="in every layer, with its defaults; docs/mixers.md has the shelf"
     )
     parser.add_argument("--resume", metavar="RUN", help="continue this run with its own settings")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings as JSON, and do nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings as JSON, and what the run would cost"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
@@ -150,8 +152,7 @@ def _check_same(run: "Run", words: list[str]) -> None:
 
 def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str], *, resume: bool) -> int:
     if options.dry_run:
-        print_json(experiment.to_json())
-        return 0
+        return _tell(experiment)
     from foretoken.experiment import run
 
     try:
@@ -171,6 +172,22 @@ def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str
         raise
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(_told(done))
+    return 0
+
+
+def _tell(experiment: "Experiment") -> int:
+    """Settings on stdout; what they would cost, measured for some seconds, on stderr."""
+    print_json(experiment.to_json())
+    print("foretoken: measuring what it would cost; Ctrl-C leaves that out", file=sys.stderr, flush=True)
+    from foretoken import estimate
+
+    try:
+        found = estimate.estimate(experiment).text()
+    except KeyboardInterrupt:
+        found = "no estimate"
+    except (ForetokenError, OSError) as problem:
+        found = f"no estimate, the run would fail: {problem}"
+    print(f"foretoken: {found}", file=sys.stderr)
     return 0
 
 

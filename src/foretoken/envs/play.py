@@ -14,7 +14,7 @@ from foretoken.core.spec import Box, Discrete, MultiDiscrete, Spec, Tokens, leav
 from foretoken.core.state import State
 from foretoken.envs.slots import Slots, Tick, follow
 from foretoken.envs.spaces import build_tree
-from foretoken.envs.traced import Traced
+from foretoken.envs.traced import Engine, Traced
 
 
 @contextmanager
@@ -41,16 +41,16 @@ def _attributes(holder: Any) -> list[Any]:
 
 
 def play(
-    slots: Slots, policy: Policy, *, explore: bool = False, trace: bool = False
+    slots: Slots, policy: Policy, *, explore: bool = False, trace: bool = False, engine: Engine = "torch"
 ) -> Iterator[tuple[Tick, Decision]]:
     """Plays every job of new slots, yielding each tick with the decision taken at it, before that is carried out.
 
     Rows are born, once per job, by `policy.begin` with the jobs' contexts, and dropped when jobs run out. The policy acts without
-    gradients and in evaluation mode. `trace` lets it act by a traced graph where it can, which its weights must not
-    change under; see `Traced`.
+    gradients and in evaluation mode. `trace` lets it act by a traced graph of this engine where it can, which its weights
+    must not change under; see `Traced`.
     """
     with acting(policy):
-        policy = Traced(policy) if trace else policy
+        policy = Traced(policy, engine=engine) if trace else policy
         tick, state = slots.start(), None
         while tick is not None:
             # not inference_mode: what a network caches while acting must stay usable in training

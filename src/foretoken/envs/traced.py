@@ -1,13 +1,14 @@
-"""Acting by a traced graph, for policies whose steps come to be the same operations again and again.
+"""Acting by a graph, for policies whose steps come to be the same operations again and again.
 
-At small batches most of a decision's time goes to Python between operations. A trace replays them without it.
+At small batches most of a decision's time goes to Python between operations. A graph replays them without it: PyTorch's own
+trace, bit for bit, or one of ONNX operators, faster and equal within `TOLERANCE`.
 """
 
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +16,33 @@ from torch import Tensor, nn
 from foretoken.core.batch import Decision, Step
 from foretoken.core.method import Policy
 from foretoken.core.state import State
+from foretoken.envs.onnx_graph import OnnxGraph
 
 log = logging.getLogger(__name__)
 AFTER, TRIALS = 100, 3
+_END = torch.iinfo(torch.int64).max
+TOLERANCE = 1e-4  # of ONNX graphs, against the largest number of the tensor
+
+Engine = Literal["torch", "onnx"]
+"""What runs the graph: PyTorch, or ONNX Runtime (extra "onnx"), which takes some seconds to make it."""
 
 
 class Traced:
-    """Answers what `policy` answers, bit for bit; begins, ends and changes of shape go through the policy itself.
+    """Answers what `policy` answers; begins, ends and changes of shape go through the policy itself.
 
     Only for policies with `steady(step, state)`, which says whether the operations of `act` depend on shapes alone at that
     step. After `after` such steps of equal shapes they are traced on the CPU, and the trace is used if it agrees with the
-    policy in `TRIALS` trials. After a change of weights call `renew`.
+    policy in `TRIALS` trials: bit for bit, or within `TOLERANCE` where the engine is "onnx" (operations that ONNX lacks leave
+    PyTorch's trace). After a change of weights call `renew`.
+
+    Raises:
+        MissingExtra: the engine is not installed.
     """
 
-    def __init__(self, policy: Policy, after: int = AFTER) -> None:
-        self.policy, self.after = policy, after
+    def __init__(self, policy: Policy, after: int = AFTER, engine: Engine = "torch") -> None:
+        if engine == "onnx":
+            OnnxGraph.require()
+        self.policy, self.after, self.engine = policy, after, engine
         self._graphs: dict[Any, _Graph | None] = {}
         self._seen: dict[Any, int] = {}
         self._last: tuple[State, list[Tensor], bool, _Graph] | None = None
@@ -38,6 +51,8 @@ class Traced:
     def renew(self) -> None:
         """Graphs must agree with the policy once more before they are used: what was computed from weights may be a constant in them."""
         self._last, self._doubted = None, {key for key, graph in self._graphs.items() if graph is not None}
+        if self.engine == "onnx":  # all weights are
+            self._graphs, self._doubted = {}, set()
 
     def begin(self, rows: int, context: Any) -> State:
         return self.policy.begin(rows, context)
@@ -65,11 +80,7 @@ class Traced:
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] < self.after:
                 return None
-            try:
-                self._graphs[key] = _Graph(_Act(self.policy, (step, state), explore), leaves)
-            except RuntimeError as problem:
-                log.debug("%s is not traced: %s", type(self.policy).__name__, problem)
-                self._graphs[key] = None
+            self._graphs[key] = self._made(_Act(self.policy, (step, state), explore), leaves)
         graph = self._graphs[key]
         if key in self._doubted and graph is not None:
             self._doubted.remove(key)
@@ -77,14 +88,25 @@ class Traced:
                 self._graphs[key] = None
         return self._graphs[key]
 
+    def _made(self, act: "_Act", leaves: list[Tensor]) -> "_Graph | None":
+        for engine in dict.fromkeys((self.engine, "torch")):
+            try:
+                return _Graph(act, leaves, engine)
+            except RuntimeError as problem:
+                log.debug("%s is not traced by %s: %s", type(self.policy).__name__, engine, problem)
+        return None
+
 
 class _Graph:
     """A trace of `act` that was seen to agree with it. Raises RuntimeError where there is none."""
 
-    def __init__(self, act: "_Act", leaves: list[Tensor]) -> None:
+    def __init__(self, act: "_Act", leaves: list[Tensor], engine: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every number that is read from a tensor
-            self._replay = torch.jit.trace(act, tuple(_copies(leaves)), check_trace=False)
+            if engine == "onnx":
+                self._replay, self._tolerance = OnnxGraph(act, leaves), TOLERANCE
+            else:
+                self._replay, self._tolerance = _traced(act, leaves), 0.0
         self._act = act
         for _ in range(TRIALS):  # a graph is optimised in its first runs
             if not self.agrees(leaves):
@@ -93,9 +115,9 @@ class _Graph:
         self.kept: list[Tensor] = []
 
     def agrees(self, leaves: list[Tensor]) -> bool:
-        """Whether it answers what the policy does, bit for bit."""
+        """Whether it answers what the policy does."""
         pairs = zip(self._act(*_copies(leaves)), self._replay(*_copies(leaves)), strict=True)
-        return all(torch.equal(a, b) for a, b in pairs)
+        return all(_near(a, b, self._tolerance) for a, b in pairs)
 
     def run(self, leaves: list[Tensor]) -> Any:
         """Action, state and record; the state's tensors are in `kept`."""
@@ -123,6 +145,24 @@ class _Act(nn.Module):
         answers = (decision.action, decision.state, decision.record)
         self.shape = tuple(_filled(part, repeat(None)) for part in answers)
         return tuple(_leaves(answers))
+
+
+def _traced(act: _Act, leaves: list[Tensor]) -> Any:
+    """PyTorch's trace, without the slices that keep everything: indexing with `None` leaves them, a fifth of all operations."""
+    traced = torch.jit.trace(act, tuple(_copies(leaves)), check_trace=False)
+    torch._C._jit_pass_inline(traced.graph)
+    for node in traced.graph.findAllNodes("aten::slice"):
+        whole, _, *bounds = node.inputs()
+        if [bound.toIValue() for bound in bounds] in ([0, _END, 1], [None, _END, 1], [None, None, 1], [0, None, 1]):
+            node.output().replaceAllUsesWith(whole)
+            node.destroy()
+    return traced
+
+
+def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if not tolerance or not a.is_floating_point():
+        return torch.equal(a, b)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=tolerance * max(1.0, float(a.abs().max())))
 
 
 def _copies(leaves: list[Tensor]) -> list[Tensor]:

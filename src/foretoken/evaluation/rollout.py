@@ -20,6 +20,7 @@ from foretoken.core.spec import Spec
 from foretoken.envs.collect import Totals
 from foretoken.envs.play import play
 from foretoken.envs.slots import Factory, Job, Slots, Tick
+from foretoken.envs.traced import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ def rollout(
     device: torch.device | str = "cpu",
     explore: bool = False,
     max_steps: int = 0,
+    engine: Engine = "torch",
     keep_actions: bool = False,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     watch: Callable[[Tick], None] | None = None,
@@ -121,6 +123,7 @@ def rollout(
         seed: with a job's episode number, fixes its initial state and noise.
         num_slots: episodes played at once.
         max_steps: episodes are cut after so many actions; 0 leaves that to the environment.
+        engine: what runs the policy's graph once its steps repeat: "onnx" is faster for few slots, and equal within rounding.
         keep_actions: keep every episode's actions in its result.
         on_episode: called with each result as its episode ends.
         watch: called with every tick, to look and not to touch.
@@ -134,7 +137,7 @@ def rollout(
         environment, jobs, num_slots=num_slots, seed=seed, spec=spec, device=device, max_steps=max_steps
     ) as slots:
         totals = Totals(slots.num_slots)
-        for tick, _ in play(slots, policy, explore=explore, trace=True):
+        for tick, _ in play(slots, policy, explore=explore, trace=True, engine=engine):
             totals.add(tick)
             if watch is not None:
                 watch(tick)

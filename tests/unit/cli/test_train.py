@@ -47,12 +47,15 @@ def test_any_mixer_can_take_the_place_of_a_preset_s(foretoken) -> None:
     assert refused.code and "did you mean 'mamba'" in refused.err
 
 
-def test_dry_run_prints_the_settings_and_makes_nothing(foretoken) -> None:
+def test_dry_run_prints_the_settings_and_the_cost_and_makes_nothing(foretoken) -> None:
     words = ("--system.condition.scale", 3, "--training.updates", 5, "--evaluation.targets", -1, 4, "--seed", 7)
     answer = foretoken("train", "decision_transformer", "smoke", "--dry-run", *words)
     tree = json.loads(answer.out)
     assert tree["system"]["condition"]["scale"] == 3.0 and tree["training"]["updates"] == 5 and tree["seed"] == 7
-    assert tree["evaluation"]["targets"] == [-1.0, 4.0] and not any(Path().iterdir())
+    assert tree["evaluation"]["targets"] == [-1.0, 4.0] and not Path("runs").exists()
+    assert "5 updates of" in answer.err and "GiB of memory" in answer.err
+    broken = foretoken("train", "decision_transformer", "smoke", "--dry-run", "--source.store", "nowhere")
+    assert broken.code == 0 and "the run would fail" in broken.err and "nowhere" in broken.err
 
 
 @pytest.mark.parametrize(

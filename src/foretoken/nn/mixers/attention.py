@@ -80,8 +80,10 @@ class Attention(Mixer):
 
     def initial_state(self, rows: int) -> State:
         weight, heads = self.qkv.weight, self.config.num_heads
-        state = {  # keys and values: the token of clock c lies at slot c mod S
-            "kept": weight.new_zeros(rows, self.slots, 2, heads, self.width // heads),
+        ring = weight.new_zeros(rows, self.slots, heads, self.width // heads)
+        state = {  # the token of clock c lies at slot c mod S
+            "keys": ring,
+            "values": ring.clone(),
             "count": weight.new_zeros(rows, dtype=torch.int64),  # valid tokens since the state began
             "born": weight.new_zeros(rows, dtype=torch.int64),  # the count at which the present memory began
         }
@@ -173,12 +175,10 @@ class Attention(Mixer):
         if known and may_write_in_place() and k.shape[1] <= self.config.slack + 1:
             after = self._write(k, v, new, tokens, state)  # what the new tokens push out is out of everybody's reach
             mask = tokens.once(key, lambda: self._ring_mask(new, self._held(after), tokens, q.dtype))
-            k, v = after["kept"].unbind(2)
-            return self._attend(q, k, v, _at(mask, read, 2)), after
+            return self._attend(q, after["keys"], after["values"], _at(mask, read, 2)), after
         both = self._held(state).then(new)
         mask = _at(tokens.once(key, lambda: self._ring_mask(new, both, tokens, q.dtype)), read, 2)
-        k_kept, v_kept = state["kept"].unbind(2)
-        y = self._attend(q, torch.cat((k_kept, k), 1), torch.cat((v_kept, v), 1), mask)
+        y = self._attend(q, torch.cat((state["keys"], k), 1), torch.cat((state["values"], v), 1), mask)
         return y, self._write(k, v, new, tokens, state)
 
     def _ring_mask(self, query: "_Told", key: "_Told", tokens: Tokens, dtype: torch.dtype) -> Tensor:
@@ -211,7 +211,7 @@ class Attention(Mixer):
             return rows * self.slots + new.clock.flatten()[place] % self.slots, place
 
         target, place = tokens.once(("slots", self.slots), make)
-        fields = {"kept": torch.stack((k, v), dim=2)}
+        fields = {"keys": k, "values": v}
         if self.visible is not None:
             fields |= {"step": new.step, "group": new.group, "position": new.position}
         written = {}

@@ -1,0 +1,95 @@
+"""A function of tensors as a graph of ONNX operators, run by ONNX Runtime on the CPU (extra "onnx")."""
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foretoken.core.errors import MissingExtra
+
+FEW_ROWS = 8  # below, waking a second thread costs more than it brings
+
+
+class OnnxGraph:
+    """What `module` does with tensors of these shapes and values' kind; weights are constants of it.
+
+    A tensor that the module writes in place, or hands through, is written in place here too; others are answered anew.
+
+    Raises:
+        MissingExtra: onnx, onnxscript or onnxruntime is not installed.
+        RuntimeError: something in it has no ONNX operator.
+    """
+
+    def __init__(self, module: nn.Module, example: list[Tensor]) -> None:
+        self.require()
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        given = [leaf.clone() for leaf in example]
+        answers = module(*given)
+        self._own = _same_memory(answers, given)
+        record = make_fx(module, tracing_mode="real", _error_on_data_dependent_ops=False)
+        inputs = tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in example)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that nothing here needs
+        program = torch.onnx.export(record(*inputs).eval(), inputs, dynamo=True, verbose=False)
+        self._session = _session(program, torch.get_num_threads() if len(example[0]) >= FEW_ROWS else 1)
+        names = [[each.name for each in part] for part in (self._session.get_inputs(), self._session.get_outputs())]
+        if [len(part) for part in names] != [len(inputs), len(answers)]:
+            raise RuntimeError("the exporter dropped inputs or outputs")
+        self._names = dict(zip(("input", "output"), names, strict=True))
+        self._binding = self._session.io_binding()
+        self._given, self._answers = list(inputs), [torch.empty_like(answer).contiguous() for answer in answers]
+        for number, leaf in enumerate(self._given):
+            self._bind("input", number, leaf)
+        for number, own in enumerate(self._own):
+            self._bind("output", number, self._answers[number] if own is None else self._given[own])
+
+    @staticmethod
+    def require() -> None:
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            if find_spec(name) is None:
+                raise MissingExtra(
+                    f"the engine onnx needs the package {name}: pip install 'foretoken[onnx]', or take the engine torch"
+                )
+
+    def __call__(self, *leaves: Tensor) -> tuple[Tensor, ...]:
+        for number, leaf in enumerate(leaves):
+            if leaf.data_ptr() == self._given[number].data_ptr():
+                continue
+            if number in self._own:
+                self._given[number] = leaf = leaf.contiguous()
+                self._bind("input", number, leaf)
+                self._bind("output", self._own.index(number), leaf)
+            else:
+                self._given[number].copy_(leaf)
+        self._session.run_with_iobinding(self._binding)
+        return tuple(
+            answer.clone() if own is None else self._given[own]
+            for own, answer in zip(self._own, self._answers, strict=True)
+        )
+
+    def _bind(self, kind: str, number: int, leaf: Tensor) -> None:
+        array = leaf.numpy()
+        bind = self._binding.bind_input if kind == "input" else self._binding.bind_output
+        bind(self._names[kind][number], "cpu", 0, array.dtype, list(array.shape), leaf.data_ptr())
+
+
+def _session(program: Any, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(
+            program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as problem:  # its errors have no common kind
+        raise RuntimeError(f"ONNX Runtime cannot take the graph: {problem}") from problem
+
+
+def _same_memory(answers: Sequence[Tensor], given: Sequence[Tensor]) -> list[int | None]:
+    """For each answer the input whose memory it is; an input is named once."""
+    numbers = {(leaf.data_ptr(), leaf.shape): number for number, leaf in enumerate(given) if leaf.numel()}
+    return [numbers.pop((answer.data_ptr(), answer.shape), None) for answer in answers]
