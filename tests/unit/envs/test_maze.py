@@ -106,6 +106,48 @@ def test_walls_stop_and_only_the_exact_path_is_a_success():
     assert over.mean() > 0.95
 
 
+@pytest.mark.parametrize("size", [5, 10])
+def test_open_mazes_have_walls_for_cells_and_any_shortest_way_is_a_success(size):
+    rows, cells = 60, size * size
+    world = make_world(f"foretoken/OpenMaze{size}x{size}-v0", rows)
+    world.begin(np.arange(rows), world.drawn_tasks(np.arange(rows)), np.arange(rows))
+    (played,) = record(world, Expert(), world.task.copy(), world.seed.copy())
+    assert played.info["success"][played.length - 1, np.arange(rows)].all()
+    walled, several = [], 0
+    for row in range(rows):
+        joined, start, target = graph(played.observation[0, row], size)
+        way, _ = shortest(joined, start, target)
+        assert size <= len(way) - 1 == played.length[row]
+        walled.append(sum(not others for others in joined.values()) / cells)
+        free = {cell for cell, others in joined.items() if others}
+        assert all({one, other} - free or other in joined[one] for one, other in passages(size).tolist())
+        several += sum(len(shortest(joined, cell, target)[0]) == len(way) - 1 for cell in joined[start]) > 1
+    assert 0.3 < np.mean(walled) < 0.5 and several > 10
+
+
+def test_of_several_shortest_ways_each_is_a_success_and_a_detour_is_none():
+    """The nearest neighbour that the player would not take, and a step aside and back."""
+    rows = np.arange(400)
+    world = make_world("foretoken/OpenMaze5x5-v0", 400)
+    world.begin(rows, rows, rows)
+    free = world.joined[rows[:, None], world.passage[world.place]] > 0
+    steps = np.where(free, world.steps[rows[:, None], world.around[world.place]], 99)
+    best = steps.min(1, keepdims=True)
+    last = 3 - steps[:, ::-1].argmin(1)
+    away = np.where(free & (steps > best), steps, -1).argmax(1)
+    goes_away = rows % 2 == 1
+    chosen, other = np.where(goes_away, away, last), last != world.expert()
+    detour = goes_away & (free & (steps > best)).any(1)
+    world.step(chosen)
+    won, over = np.zeros(400, bool), world.place == world.target
+    for _ in range(24):
+        outcome = world.step(world.expert())
+        won |= outcome.info["success"] & ~over
+        over |= outcome.terminated
+    assert over.all() and detour.sum() > 50 and (other & ~goes_away).sum() > 20
+    assert won[~goes_away].all() and not won[detour].any()
+
+
 def test_too_small():
     with pytest.raises(ConfigError, match="needs size >= 2, got 1"):
         Maze(1, "x", size=1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from foretoken.core import random
 from foretoken.core.batch import Batch, Step
@@ -19,6 +20,7 @@ from foretoken.nn.mixers.attention import AttentionConfig
 from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.nn.tokenizers.mu_law import MuLawConfig
 from foretoken.nn.tokenizers.uniform import UniformConfig
+from foretoken.planning.base import Plan
 from foretoken.planning.mppi import MPPIConfig
 from foretoken.testing.agreement import perturb
 from foretoken.testing.methods import LAWS, Trial
@@ -71,6 +73,67 @@ def test_actions_carry_no_loss_and_are_never_predicted() -> None:
     earlier = batch.action.clone()
     earlier[:, 0] = 0.3
     assert not torch.equal(method.loss(batch.replace(action=earlier)).total, before.total)
+
+
+def test_the_loss_is_that_of_every_next_token_from_those_before_it_alone() -> None:
+    """Read anew for each token, all later ones replaced; the reward is told where the last action stands."""
+    method, batch = made(TOKENS)
+    model, stream = method.model, method.model.stream
+    assert isinstance(model, TokenDynamics)
+    batch = batch.map(lambda leaf: leaf[:4])
+    assert not batch.valid.all(), "no padding in sight"
+    seen, done = stream.encode(*method.vectors(batch.observation, batch.action))
+    earned = model.reward.encode(batch.reward[..., None])[..., 0]
+    of_observation, of_reward = [], []
+    for row, time in (batch.scored[:, :-1] & batch.valid[:, 1:]).nonzero().tolist():
+        one, later = slice(row, row + 1), torch.arange(seen.shape[1])[:, None] > time
+        for entry in range(stream.n):
+            hidden = later & ((torch.arange(stream.n) >= entry) | (torch.arange(seen.shape[1])[:, None] > time + 1))
+            with torch.no_grad():
+                y = stream(seen[one].masked_fill(hidden, 0), done[one].masked_fill(later, 0), batch.valid[one])
+                at = y[0, time, -1] if entry == 0 else y[0, time + 1, entry - 1]
+                of_observation.append(F.cross_entropy(model.next_token(at), seen[row, time + 1, entry]))
+                if entry == 0:
+                    of_reward.append(F.cross_entropy(model.next_reward(at), earned[row, time]))
+    found, want = method.loss(batch), [torch.stack(errors).mean() for errors in (of_observation, of_reward)]
+    torch.testing.assert_close([found.metrics["observation"], found.metrics["reward"]], want)
+    torch.testing.assert_close(found.total, want[0] + want[1] / stream.n)
+    assert found.weight == len(of_reward)
+
+
+def test_the_rivals_loss_is_that_of_the_actions_it_would_decide() -> None:
+    """Every action token from those before it alone; the same logits decide."""
+    torch.manual_seed(0)
+    method, store = TokenCloning(TokenCloningConfig(stream=STREAM, context=4), SPEC), random_store(SPEC)
+    method.fit({"data": store}, "main")
+    perturb(method, 0, scale=0.3)
+    stream, batch = method.eval().stream, WindowSampler(store, method.window).draw(4, seed=0)
+    seen, done = stream.encode(*method.vectors(batch.observation, batch.action))
+    errors = []
+
+    @torch.no_grad()
+    def logits(row: int, time: int, before: list[Tensor]) -> Tensor:
+        """Of the next entry of an action, after these of its tokens; the others, as yet unknown, are replaced."""
+        told = done[row, : time + 1].clone()
+        told[time] = 0
+        for entry, token in enumerate(before):
+            told[time, entry] = token
+        y = stream(seen[row, : time + 1][None], told[None], batch.valid[row, : time + 1][None])
+        return method.next_token(y[0, time, stream.n - 1 + len(before)])
+
+    for row, time in batch.scored.nonzero().tolist():
+        best: list[Tensor] = []
+        for entry in range(stream.m):
+            errors.append(F.cross_entropy(logits(row, time, list(done[row, time, :entry])), done[row, time, entry]))
+            best.append(logits(row, time, best).argmax())
+        with torch.no_grad():
+            decided = method.decide(
+                *(leaf[row, : time + 1][None] for leaf in (batch.observation, batch.action, batch.valid))
+            )
+        torch.testing.assert_close(decided, method.vectors.action(stream.action.decode(torch.stack(best)[None])))
+    found = method.loss(batch)
+    torch.testing.assert_close(found.total, torch.stack(errors).mean())
+    assert found.weight == batch.scored.sum()
 
 
 @pytest.mark.parametrize("back", [0, 2, 1])
@@ -163,6 +226,70 @@ def test_history_is_read_once_per_decision_and_not_once_per_candidate() -> None:
         known = (min(t + 1, 3) - 1) * (n + m) + n - 1
         candidates = rows * PLANNER.candidates
         assert read == [(rows, known)] + [(candidates, m + 1), *[(candidates, 1)] * (n - 1)] * PLANNER.horizon, t
+
+
+def test_plans_are_made_with_the_likeliest_tokens_and_go_on_where_the_last_one_ended(monkeypatch) -> None:
+    method, batch = made(TOKENS)
+    told, search = [], method.planner.plan
+
+    def plan(model, start, seed, warm):
+        told.append((start, warm, search(model, start, seed, warm)))
+        return told[-1][2]
+
+    monkeypatch.setattr(method.planner, "plan", plan)
+    zeros, no = torch.zeros(2), torch.zeros(2, dtype=torch.bool)
+    state = method.policy.begin(2, {})
+    for t in range(2):
+        seen = batch.observation[:2, t], batch.action[:2, t], zeros, zeros, no | (t == 0), no, ~no
+        decision = method.policy.act(Step(*seen, torch.full((2,), t), torch.arange(2)), state)
+        state, found = decision.state, told[-1][2].actions
+        torch.testing.assert_close(decision.action, method.vectors.action(found[:, 0]))
+    assert all("seed" not in start for start, _, _ in told), "seeds would draw tokens"
+    assert not told[0][1].any() and torch.equal(told[1][1][:, :-1], told[0][2].actions[:, 1:])
+
+
+PROPOSING = config(TOKENS).replace(proposal=TokenCloningConfig(stream=STREAM, context=2))
+
+
+@pytest.mark.parametrize("law", ["rows_are_independent", "updates_lower_the_loss", "weights_are_the_policy"])
+def test_laws_with_a_proposal(law: str) -> None:
+    LAWS[law](Trial(PROPOSING.replace(model=MLP), SPEC, compare_forward=False))
+
+
+def test_a_search_begins_with_what_the_proposal_does_in_the_model(monkeypatch) -> None:
+    """Its likeliest action, the observation that the model expects of it, and so on; the planner's first candidate."""
+    torch.manual_seed(0)
+    method, store = ModelPlanning(PROPOSING, SPEC), random_store(SPEC)
+    method.fit({"data": store}, "main")
+    perturb(method, 0, scale=0.3)
+    batch, model, policy = WindowSampler(store, method.window).draw(16, seed=0), method.eval().model, method.proposal
+    assert policy is not None
+    batch = batch.map(lambda leaf: leaf[batch.valid.all(1)][:3, :4])
+    seen, done, valid = batch.observation, batch.action.clone(), batch.valid
+    with torch.no_grad():
+        start = model.begin(*method.vectors(seen, done), valid)
+        plan = method.propose(start, seen, done, valid)
+        again = method.propose(start, seen, done, valid)
+        assert torch.equal(plan, again), "the start is not written into"
+        state = start
+        for time in range(PLANNER.horizon):
+            chosen = policy.decide(seen[:, -2:], done[:, -2:], valid[:, -2:])
+            _, vector = method.vectors(seen[:, -1:], chosen[:, None])
+            torch.testing.assert_close(plan[:, time], vector[:, 0])
+            done[:, -1] = chosen
+            _, state = model.step(gather(state, torch.arange(3)), vector[:, 0])
+            seen = torch.cat((seen, model.observation(state)[:, None]), dim=1)
+            done, valid = torch.cat((done, done[:, :1]), dim=1), torch.cat((valid, valid[:, :1]), dim=1)
+    warm = []
+    monkeypatch.setattr(
+        method.planner, "plan", lambda model, start, seed, begin: warm.append(begin) or Plan(begin, seed)
+    )
+    zeros, no = torch.zeros(3), torch.zeros(3, dtype=torch.bool)
+    step = Step(batch.observation[:, 0], batch.action[:, 0], zeros, zeros, ~no, no, ~no, zeros.long(), torch.arange(3))
+    with torch.no_grad():
+        acted = method.policy.act(step, method.policy.begin(3, {})).action
+        want = policy.decide(batch.observation[:, :1], batch.action[:, :1], ~no[:, None])
+    torch.testing.assert_close(acted, want)
 
 
 def test_copied_histories_are_histories_of_their_own() -> None:

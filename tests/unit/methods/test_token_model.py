@@ -11,7 +11,10 @@ from foretoken.core.exhibit import Grid
 from foretoken.core.grid import passages
 from foretoken.data.windows import WindowSampler
 from foretoken.envs.recipes.maze_paths import MazePaths
-from foretoken.methods.scripts.maze import WORDS, MazeScriptConfig
+from foretoken.envs.recipes.star_paths import StarPaths
+from foretoken.methods.scripts.graph import WORDS
+from foretoken.methods.scripts.maze import MazeScriptConfig
+from foretoken.methods.scripts.star_graph import StarGraphScriptConfig
 from foretoken.methods.token_model import TokenModelConfig
 from foretoken.nn.mixers.attention import AttentionConfig
 from foretoken.nn.stack import uniform_stack
@@ -90,6 +93,35 @@ def test_answers_are_followed_to_the_target(store, pad):
         assert method.script.move(answer, torch.tensor([step]), torch.tensor([before])).tolist() == [want]
 
 
+@pytest.fixture(scope="module")
+def stars(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORETOKEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return StarPaths(episodes=16).open()
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_star_graphs_are_written_and_followed(stars, compact):
+    script = StarGraphScriptConfig(compact=compact).build(stars.spec)
+    method = SMALL.replace(script=StarGraphScriptConfig(compact=compact)).build(stars.spec)
+    batch = batch_of(stars, method, columns=("observation", "action"))
+    tokens, there = script.prompt(batch.observation[:, 0], torch.arange(16))
+    answer, valid = script.answer(batch)
+    assert there.all() and tokens.shape == ((16, 11, 2) if compact else (16, 33, 1))
+    assert answer.shape == (16, 6) and valid.all() and (answer[:, -1] == script.end).all()
+    edges = tokens[:, :8] if compact else tokens[:, 1:25, 0].reshape(16, 8, 3)[..., :2]
+    for row in range(16):
+        joined = {frozenset(edge) for edge in edges[row].tolist()}
+        way = answer[row, :-1].tolist()
+        assert len(joined) == 8 and all({*pair} in joined for pair in pairwise(way))
+        assert tokens[row, -2].tolist()[-1] == way[-1] if compact else tokens[row, -3, 0] == way[-1]
+    for step in range(4):
+        named = script.move(answer, torch.full((16,), step), torch.zeros(16, dtype=torch.int64))
+        assert torch.equal(named, batch.action[:, step])
+    stays = script.move(answer, torch.full((16,), 4), torch.full((16,), 9))
+    assert (stays == 9).all(), "an answer that has ended goes nowhere"
+
+
 class Oracle(torch.nn.Module):
     """Knows the answers, and notes what it is shown; at hidden places it is as sure as `sure` says."""
 
@@ -148,6 +180,30 @@ def test_hidden_tokens_change_no_prediction(store):
     assert torch.equal(method.predict(prompt, there, other, valid, rank)[rank > 0], want)
 
 
+@pytest.mark.parametrize("visibility", ["uniform", "all-but-last"])
+def test_the_loss_is_the_mean_over_hidden_tokens_of_the_whole_batch(store, visibility):
+    """Not over all, and not a mean of rows' means; given tokens and padding weigh nothing."""
+    method = SMALL.replace(visibility=visibility).build(store.spec).train()
+    batch, drawn = batch_of(store, method), {}
+    predict = method.predict
+
+    def spy(prompt, there, answer, valid, rank):
+        drawn.update(answer=answer, valid=valid, rank=rank, logits=predict(prompt, there, answer, valid, rank))
+        return drawn["logits"]
+
+    method.predict = spy
+    found = method.loss(batch)
+    hidden = [(row, place) for row, place in drawn["valid"].nonzero().tolist() if drawn["rank"][row, place] > 0]
+    answer, logits = drawn["answer"], drawn["logits"]
+    errors = [-logits[at].log_softmax(-1)[answer[at]] for at in hidden]
+    torch.testing.assert_close(found.total, torch.stack(errors).mean())
+    assert found.weight == len(hidden) and len({int(row.gt(0).sum()) for row in drawn["rank"]}) > (
+        visibility == "uniform"
+    )
+    right = [logits[at].argmax() == answer[at] for at in hidden]
+    assert float(found.metrics["right"]) == pytest.approx(sum(map(int, right)) / len(hidden))
+
+
 @pytest.mark.parametrize("rewrite", [True, False])
 def test_prompts_are_written_anew_or_always_alike(store, rewrite):
     method = SMALL.replace(rewrite=rewrite).build(store.spec).train()
@@ -176,6 +232,23 @@ def test_rows_write_as_if_alone_and_keep_it(store, network):
     assert torch.equal(method.policy.act(later, begun.state).state["answer"], together)
 
 
+def test_open_mazes_have_fewer_edges_here_and_there(tmp_path, monkeypatch):
+    """Prompts are padded in the middle; each maze is written as if it were alone."""
+    monkeypatch.setenv("FORETOKEN_CACHE", str(tmp_path))
+    stored = MazePaths(world="foretoken/OpenMaze5x5-v0", episodes=12).open()
+    method = SMALL.build(stored.spec).eval()
+    batch = batch_of(stored, method, rows=12)
+    first, seed = batch.observation[:, 0], torch.arange(12)
+    tokens, there = method.script.prompt(first, seed)
+    count = first[:, : len(passages(5))].sum(1)
+    assert torch.equal(there.sum(1), count + 3) and len(count.unique()) > 1
+    together = method.write(first, seed)
+    for row in range(12):
+        alone, _ = method.script.prompt(first[[row]], seed[[row]])
+        assert torch.equal(alone[0], tokens[row, there[row]])
+        assert torch.equal(method.write(first[[row]], seed[[row]])[0], together[row])
+
+
 def test_exhibits_show_the_maze_and_both_ways(store):
     method = SMALL.build(store.spec).eval()
     episodes = []
@@ -200,6 +273,8 @@ def test_what_does_not_fit_is_refused(store):
         SMALL.replace(rate=0.0)
     with pytest.raises(ConfigError, match=r"MultiBinary\(4 S\^2 - 2 S\)"):
         SMALL.build(SPECS["discrete"])
+    with pytest.raises(ConfigError, match=r"MultiBinary\(C \(C \+ 3\) / 2\)"):
+        SMALL.replace(script=StarGraphScriptConfig()).build(store.spec)
 
 
 @pytest.mark.parametrize(

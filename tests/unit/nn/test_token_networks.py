@@ -56,6 +56,16 @@ def test_a_token_is_predicted_from_lower_ranks_only_and_from_all_of_them(answer)
     assert torch.equal(moved[hidden], (rank[:1] < rank[0, -N:, None])[hidden])
 
 
+def test_hidden_places_are_told_apart_by_position_alone():
+    """All hidden tokens ask the same question from different places; the same place asks the same however many are asked."""
+    network, (tokens, rank, valid) = made(QUERIES), inputs()
+    rank[:, -N:] = 1
+    logits = network(tokens, rank, valid, N)
+    assert torch.pdist(logits[0]).min() > 1e-3
+    torch.testing.assert_close(network(tokens, rank, valid, 2), logits[:, -2:])
+    torch.testing.assert_close(network(tokens[:, :-1], rank[:, :-1], valid[:, :-1], N - 1), logits[:, :-1])
+
+
 def test_next_token_sees_what_stands_before():
     tokens, rank, valid = inputs()
     moved = influence(made(NEXT), tokens, rank, valid)

@@ -30,8 +30,9 @@ _ORDERS = np.array(list(permutations(range(4))))  # (24, 4)
 _WALLS, _ENDS = 7, 8  # streams of random numbers: a task's, an episode's
 
 
-class Maze(World):
-    """
+class GridMaze(World):
+    """Abstract: cells of a grid, passages between some neighbours, a target.
+
     Args:
         rows: copies.
         id: registered name.
@@ -39,12 +40,9 @@ class Maze(World):
 
     Attributes:
         joined: (B, P + 1) int8, which passages there are; the last, over the border, never is.
-        place, target: (B,) int64 cells, row by row; last: (B,) int64, the move before, 4 at first.
-        exact: (B,) bool, no move went into a wall or back so far.
-        rank, above: (B, cells) int64, of each cell, and by rank the parent's, in the order of the walk that made the maze.
+        place, target: (B,) int64 cells, row by row.
+        passage, around: (cells, 4) int64, by cell and move the passage, P over the border, and the cell there, -1 beyond it.
     """
-
-    arrays = ("joined", "place", "target", "last", "exact", "rank", "above")
 
     def __init__(self, rows: int, id: str, *, size: int) -> None:
         super().__init__(rows)
@@ -64,9 +62,7 @@ class Maze(World):
             self.passage[one, move] = self.passage[other, _BACK[move]] = number
         self.around = np.where(self.passage < len(pairs), np.arange(self.cells)[:, None] + self.onward, -1)
         self.joined = np.zeros((rows, len(pairs) + 1), np.int8)
-        self.place, self.target, self.last = (np.zeros(rows, np.int64) for _ in range(3))
-        self.rank, self.above = (np.zeros((rows, self.cells), np.int64) for _ in range(2))
-        self.exact = np.ones(rows, bool)
+        self.place, self.target = (np.zeros(rows, np.int64) for _ in range(2))
 
     def observe(self) -> np.ndarray:
         count = self.joined.shape[1] - 1
@@ -75,6 +71,35 @@ class Maze(World):
         rows = np.arange(self.rows)
         seen[rows, count + self.place] = seen[rows, count + self.cells + self.target] = 1
         return seen
+
+    def best_return(self, task: np.ndarray) -> np.ndarray:
+        return np.ones(len(task))
+
+    def _go(self, action: np.ndarray) -> np.ndarray:
+        """Moves all rows; (B,) bool whether there was no wall."""
+        free = self.joined[np.arange(self.rows), self.passage[self.place, action]] > 0
+        self.place = self.place + np.where(free, self.onward[action], 0)
+        return np.asarray(free)
+
+
+class Maze(GridMaze):
+    """
+    Args:
+        rows: copies.
+        id: registered name.
+        size: cells a side.
+
+    Attributes:
+        last: (B,) int64, the move before, 4 at first; exact: (B,) bool, no move went into a wall or back so far.
+        rank, above: (B, cells) int64, of each cell, and by rank the parent's, in the order of the walk that made the maze.
+    """
+
+    arrays = ("joined", "place", "target", "last", "exact", "rank", "above")
+
+    def __init__(self, rows: int, id: str, *, size: int) -> None:
+        super().__init__(rows, id, size=size)
+        self.last, self.exact = np.zeros(rows, np.int64), np.ones(rows, bool)
+        self.rank, self.above = (np.zeros((rows, self.cells), np.int64) for _ in range(2))
 
     def expert(self) -> np.ndarray:
         """The next move of the only way: up the tree of the walk, unless the target lies below the place."""
@@ -89,9 +114,6 @@ class Maze(World):
         down = np.where(nearby <= there[:, None], nearby, -1).argmax(1)
         up = np.where(nearby < 0, self.cells, nearby).argmin(1)
         return np.where(below, down, up)
-
-    def best_return(self, task: np.ndarray) -> np.ndarray:
-        return np.ones(len(task))
 
     def _begin(self, rows: np.ndarray) -> None:
         order, parent = self._walk(splitmix.split(self.task[rows], _WALLS))
@@ -135,15 +157,13 @@ class Maze(World):
         return self.passage[one, move]
 
     def _move(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray]]:
-        free = self.joined[np.arange(self.rows), self.passage[self.place, action]] > 0
-        self.exact = self.exact & free & (action != _BACK[self.last])
-        self.place = self.place + np.where(free, self.onward[action], 0)
+        self.exact = self._go(action) & self.exact & (action != _BACK[self.last])
         self.last = np.asarray(action, np.int64)
         arrived = self.place == self.target
         return arrived.astype(np.float64), arrived, {"success": arrived & self.exact}
 
 
-IDS = {f"foretoken/Maze{size}x{size}-v0": {"size": size} for size in (4, 5, 6, 8, 10)}
+IDS = {f"foretoken/Maze{size}x{size}-v0": {"size": size} for size in (4, 5, 6, 8, 10, 20)}
 """Registered names and their settings."""
 
 WORLD = Maze

@@ -18,19 +18,18 @@ from foretoken.core.grid import passages
 from foretoken.core.names import nearest
 from foretoken.data.episode import Episode
 from foretoken.data.store import Store
-from foretoken.envs.diagnostic import make_world
-from foretoken.envs.diagnostic.maze import IDS
+from foretoken.envs.diagnostic import make_world, maze, open_maze
 from foretoken.envs.diagnostic.record import Expert, record
 from foretoken.envs.recipes.base import RecipeConfig
 
-_AT_ONCE = 2048  # mazes that are walked together
+_AT_ONCE = 2048  # episodes that are played together
 
 
 @dataclass(frozen=True, kw_only=True)
 class MazePaths(RecipeConfig):
     """
     Args:
-        world: id of a maze.
+        world: id of a maze, or of an open maze, for which the way is one of the shortest.
         episodes: how many; of our own, episode i is a function of (seed, i) alone, and its maze one of the tasks for training.
         generator: "own", or "maze-dataset", whose mazes are no tasks of the world's.
         seed: another one makes other mazes.
@@ -43,8 +42,9 @@ class MazePaths(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.world not in IDS:
-            raise ConfigError(f"world must be one of {sorted(IDS)}, got {self.world!r}{nearest(self.world, IDS)}")
+        known = maze.IDS if self.generator == "maze-dataset" else maze.IDS | open_maze.IDS
+        if self.world not in known:
+            raise ConfigError(f"world must be one of {sorted(known)}, got {self.world!r}{nearest(self.world, known)}")
         self.at_least(episodes=1, seed=0)
 
     def missing(self) -> str:
@@ -57,26 +57,29 @@ class MazePaths(RecipeConfig):
             raise DataError(f"{type(self).__name__} cannot be made: {self.missing()}")
         spec = make_world(self.world, 1).spec
         store = Store.create(out, spec, about={"recipe": "maze-paths", "version": self.version})
-        store.extend(self._own() if self.generator == "own" else self._of_package())
-
-    def _own(self) -> Iterator[Episode]:
-        for start in range(0, self.episodes, _AT_ONCE):
-            number = np.arange(start, min(start + _AT_ONCE, self.episodes))
-            world = make_world(self.world, len(number))
-            seed = splitmix.split(np.full(len(number), self.seed), number)
-            (played,) = record(world, Expert(), world.drawn_tasks(seed), seed)
-            yield from (played.episode(row) for row in range(len(number)))
+        own = self.generator == "own"
+        store.extend(ways(self.world, self.episodes, self.seed) if own else self._of_package())
 
     def _of_package(self) -> Iterator[Episode]:
         from maze_dataset import MazeDataset, MazeDatasetConfig
         from maze_dataset.generation import LatticeMazeGenerators
 
         config = MazeDatasetConfig(
-            name="foretoken", grid_n=IDS[self.world]["size"], n_mazes=self.episodes, seed=self.seed,
+            name="foretoken", grid_n=maze.IDS[self.world]["size"], n_mazes=self.episodes, seed=self.seed,
             maze_ctor=LatticeMazeGenerators.gen_dfs, maze_ctor_kwargs={"do_forks": True},
         )  # fmt: skip
-        for maze in MazeDataset.from_config(config, load_local=False, save_local=False, verbose=False):
-            yield solved(np.asarray(maze.connection_list), np.asarray(maze.solution))
+        for made in MazeDataset.from_config(config, load_local=False, save_local=False, verbose=False):
+            yield solved(np.asarray(made.connection_list), np.asarray(made.solution))
+
+
+def ways(world: str, episodes: int, seed: int) -> Iterator[Episode]:
+    """The scripted player's episodes of the training tasks that (seed, number) draw, one each."""
+    for start in range(0, episodes, _AT_ONCE):
+        number = np.arange(start, min(start + _AT_ONCE, episodes))
+        rows = make_world(world, len(number))
+        own = splitmix.split(np.full(len(number), seed), number)
+        (played,) = record(rows, Expert(), rows.drawn_tasks(own), own)
+        yield from (played.episode(row) for row in range(len(number)))
 
 
 def solved(joined: np.ndarray, way: np.ndarray) -> Episode:
