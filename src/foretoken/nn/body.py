@@ -32,9 +32,8 @@ class PartTokens(nn.Module):
     def __init__(self, reads: Sequence[Sequence[int]], size: int, width: int) -> None:
         """`reads`: for each part the entries of a vector of `size` numbers that it sees; parts may share entries."""
         super().__init__()
-        entries = [
-            [*part, size] if part else [] for part in reads
-        ]  # the constant 1 comes after the vector, then a zero
+        # After the vector come the constant 1 of the biases and the zero of the padding.
+        entries = [[*part, size] if part else [] for part in reads]
         most, rows = max(map(len, entries)), sum(map(len, entries))
         order = iter(range(rows))
         self.register_buffer("entry_PK", torch.tensor([part + [size + 1] * (most - len(part)) for part in entries]))

@@ -86,6 +86,24 @@ def test_attention_that_is_shown_is_the_one_that_is_used(mask):
     torch.testing.assert_close(want, layer(x_BPD, network.bias(0)))
 
 
+@pytest.mark.parametrize("mask", ["hard", "mix", "soft", "none"])
+def test_layers_are_those_of_torch_under_a_mask(mask):
+    torch.manual_seed(0)
+    network, x_BPD = SMALL.replace(mask=mask).build(DISTANCES), torch.randn(3, 7, 8)
+    distance_PP, want = torch.tensor(DISTANCES), x_BPD
+    names = {
+        "self_attn.in_proj_": "qkv.", "self_attn.out_proj.": "out.", "norm1.": "norm_attention.",
+        "linear1.": "up.", "linear2.": "down.", "norm2.": "norm.",
+    }  # fmt: skip
+    for i, layer in enumerate(network.layers):
+        theirs = torch.nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.0, batch_first=True)
+        ours = layer.state_dict()
+        theirs.load_state_dict({a + end: ours[b + end] for a, b in names.items() for end in ("weight", "bias")})
+        apart = None if mask == "none" or (mask == "mix" and i % 2) else distance_PP >= 2
+        want = theirs(want, src_mask=network.strength[distance_PP] if mask == "soft" else apart)
+    torch.testing.assert_close(network(x_BPD), want)
+
+
 def test_what_a_mask_could_save_is_counted():
     dense = SMALL.build(DISTANCES)
     assert dense.products() - dense.products(skip=True) == 6 * 2 * (49 - 19) * 8

@@ -91,6 +91,18 @@ def test_one_cluster_is_the_squared_error() -> None:
     assert torch.equal(prediction.mode(), prediction.sample(torch.arange(6)))
 
 
+def test_the_loss_does_not_ask_in_which_unit_actions_come() -> None:
+    """The offset weight is meant for actions scaled to [-1, 1], so it needs no other value where they are small."""
+    x, action, found = normal(6, 4), (normal(6, 2) / 3).clamp(-1, 1), {}
+    for unit in (1.0, 0.01):
+        torch.manual_seed(0)
+        box = Box(shape=(2,), low=(-unit,), high=(unit,))
+        head = ClusterOffsetConfig(clusters=KMeansConfig(clusters=5)).build(box, 4)
+        head.fit_actions(unit * (normal(200, 2) / 3).clamp(-1, 1))
+        found[unit] = head(x).loss(unit * action), head(x).mode() / unit
+    torch.testing.assert_close(found[0.01], found[1.0])
+
+
 def test_without_focus_it_is_the_cross_entropy() -> None:
     head, x, action = made(focus=0.0, offsets="none"), normal(6, 4), (normal(6, 2) / 3).clamp(-1, 1)
     tokens = head.codec.encode(action).squeeze(-1)

@@ -51,6 +51,15 @@ def test_blocks_read_their_own_encoder_layer(paired: bool) -> None:
 
 
 @torch.no_grad()
+def test_what_is_kept_of_an_encoder_layer_is_the_mean_of_its_tokens() -> None:
+    network, (observation, _, _) = built(), inputs()
+    x_BLD, known = network.observation(observation), network.encode(observation)
+    for layer, block in enumerate(network.encoder.layers()):
+        x_BLD = block(x_BLD).y
+        torch.testing.assert_close(known["mean"][:, layer], x_BLD.mean(1))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("cross", [True, False])
 def test_everything_given_is_read(cross: bool) -> None:
     network, (observation, sample, level) = built(cross=cross), inputs()
@@ -64,6 +73,8 @@ def test_everything_given_is_read(cross: bool) -> None:
     later = sample.clone()
     later[:, -1] += 1  # no order among the actions of a chunk: the first is denoised in view of the last
     assert not torch.equal(network(later, level, known)[:, 0], want[:, 0])
+    turned = network(sample.flip(1), level, known).flip(1)  # and actions know their place in the chunk
+    assert not torch.allclose(turned, want, atol=1e-5)
     swapped = network.encode(observation.flip(1))  # but encoder tokens know their place
     assert not torch.allclose(network(sample, level, swapped), want, atol=1e-5)
 

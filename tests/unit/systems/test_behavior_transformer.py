@@ -31,6 +31,14 @@ def test_actions_are_targets_only() -> None:
     assert not torch.equal(method.loss(batch).total, method.loss(other).total)
 
 
+def test_a_step_knows_its_place_in_the_window_and_no_other_time() -> None:
+    method, batch = made()
+    assert torch.equal(method(batch.replace(timestep=batch.timestep + 99)).logits, method(batch).logits)
+    moved = batch.replace(observation=batch.observation[:, :1].expand_as(batch.observation))
+    logits = method(moved).logits[batch.valid.all(1)]
+    assert not torch.allclose(logits[:, 0], logits[:, 1], atol=1e-3)
+
+
 def test_every_position_of_a_full_window_is_scored() -> None:
     method, batch = made()
     assert method.window.length == 4
@@ -100,6 +108,23 @@ def test_a_shorter_memory_counts_places_from_its_own_beginning() -> None:
     torch.testing.assert_close(decision.action[full], want[full])
     with pytest.raises(ConfigError, match="look_back"):
         bet.smoke().system.replace(look_back=5)
+
+
+def test_only_what_linear_layers_multiply_by_decays_as_published() -> None:
+    method, _ = made()
+    optimiser = bet.paper().training.optimiser
+    optimiser.check(method)
+    decays = {name for name, weight in method.named_parameters() if optimiser.settings(name, weight)[1]}
+    linear = {f"{name}.weight" for name, part in method.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert decays == linear and optimiser.weight_decay == 0.1
+
+
+def test_arms_differ_from_the_first_in_their_head_alone() -> None:
+    arms = {name: arm for name, arm in bet.claim().arms.items() if "door" not in name}
+    head = arms["bet"].system.head
+    for arm in arms.values():
+        assert arm.replace(system=arm.system.replace(head=head)) == arms["bet"]
+    assert arms["mse"].system.head.clusters.clusters == 1 and arms["no-offsets"].system.head.offsets == "none"
 
 
 def results(routes):

@@ -10,7 +10,7 @@ from foretoken.core.errors import ConfigError, UnknownName
 from foretoken.core.spec import Box, Spec
 from foretoken.methods.body_cloning import BodyCloning, BodyCloningConfig
 from foretoken.nn.body import BodyEncoderConfig, FlatConfig
-from foretoken.systems.bodies.body_transformer import claim, paper, verdict
+from foretoken.systems.bodies.body_transformer import adroit, claim, paper, verdict
 from foretoken.testing.methods import LAWS, Trial
 from foretoken.testing.stores import SPECS
 
@@ -103,6 +103,7 @@ def test_the_papers_depth_fits_the_adroit_hand():
     hand = Spec(observation=Box(shape=(39,)), action=Box(shape=(28,)), environment="AdroitHandDoor-v1")
     method = BodyCloningConfig(network=SMALL.replace(num_layers=10)).build(hand)
     assert len(method.body.parts) == 25 and paper().system.network.num_layers >= method.body.diameter
+    assert adroit().system.build(hand).network.config.num_layers == method.body.diameter
 
 
 def test_verdict_takes_the_arm_that_errs_less():

@@ -72,6 +72,36 @@ def test_figures_of_a_perfect_run_and_of_one_that_takes_one_gate(monkeypatch: py
     assert lost["success"] == 0 and lost["gates"] == 0 and abs(lost["route distance"] - 1) < 1e-9
 
 
+def test_figures_without_routes_tell_the_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dit_policy, "speed_up", lambda run: 3.0)
+    records = [SimpleNamespace(success=success, route=None) for success in (True, False)]
+    last = SimpleNamespace(records=records, returns=lambda target: torch.tensor([3.0, 5.0]))
+    found = dit_policy.figures(SimpleNamespace(evaluations=lambda: [last]))
+    assert found == {"success": 0.5, "speed-up by reading once": 3, "return": 4}
+
+
+def test_the_door_is_read_as_six_tokens() -> None:
+    door = Spec(observation=Box(shape=(39,)), action=Box(shape=(28,), low=(-1.0,), high=(1.0,)))
+    method = dit_policy.adroit().system.build(door)
+    assert method.network.observation(torch.zeros(1, 1, 39)).shape == (1, 6, 64)
+    assert method.plan(torch.zeros(2, 1, 39), torch.arange(2)).shape == (2, 16, 28)
+
+
+def test_arms_on_the_routes_differ_from_the_first_in_network_rate_or_schedule_alone() -> None:
+    arms = {name: arm for name, arm in dit_policy.claim().arms.items() if "door" not in name}
+    first = arms[OWN[0]]
+    for name, arm in arms.items():
+        network, schedule = first.system.network, first.system.schedule
+        optimiser = arm.training.optimiser.replace(lr=first.training.optimiser.lr)
+        same = arm.replace(
+            system=arm.system.replace(network=network, schedule=schedule),
+            training=arm.training.replace(optimiser=optimiser),
+        )
+        assert same == first, name
+        sizes = [(part.width, part.num_layers) for part in (arm.system.network.encoder, arm.system.network.decoder)]
+        assert sizes == [(32, 2), (32, 2)], name
+
+
 def test_speed_up_is_what_reading_anew_at_every_denoising_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that ticks a second for each call of the encoder, and a tenth for each of the denoiser."""
     clock = [0.0]

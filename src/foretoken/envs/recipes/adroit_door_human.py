@@ -3,6 +3,9 @@
 From hand_dapg (github.com/aravindr93/hand_dapg, dapg/demonstrations/door-v0_demos.pickle, Apache-2.0; Rajeswaran et al., RSS
 2018, arXiv 1709.10087). A pickle runs code when it is read, so this takes the same arrays as an npz without pickles:
 observations (6729, 39), actions (6729, 28), rewards (6729,), all episodes after one another, and episode_lengths (25,).
+
+The demonstrations take 223 to 300 steps and return 794 in the mean. AdroitHandDoor-v1 ends after 200: by then the person had
+opened the door in 6 of the 25 and earned 172, which is what a faithful clone would reach.
 """
 
 from dataclasses import dataclass

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 
 from foretoken.core import Card
+from foretoken.envs.recipes.adroit_door_human import AdroitDoorHuman
 from foretoken.envs.recipes.excerpts import Excerpts
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.statistics import seed_means
@@ -78,6 +79,20 @@ def cpu() -> Experiment:
             evaluate_every=2_000,
         ),
         evaluation=Evaluation(episodes=10),
+    )
+
+
+def adroit() -> Experiment:
+    """Three minutes on one core: the paper's hand, of 25 parts, from five of a person's demonstrations of a door (extra `robotics`).
+
+    It is for the error on the other twenty, which are held out: five are too few to open the door by (0 of 20 episodes, seed 0).
+    """
+    run = cpu()
+    network = BodyEncoderConfig(width=64, num_layers=10, num_heads=2, feed_forward=128)  # ten joints from tip to tip
+    return run.replace(
+        system=run.system.replace(network=network),
+        source=Offline(recipe=AdroitDoorHuman(), held_out=0.8),
+        evaluation=Evaluation(episodes=20, num_slots=20),
     )
 
 
@@ -170,11 +185,11 @@ def verdict(results: Mapping[str, list[Mapping[str, float]]]) -> Mapping[str, bo
     error = {arm: row["held-out error"] for arm, row in means.items()}
     earned = {arm: row["return"] for arm, row in means.items()}
     bot = min(("hard", "mix"), key=error.__getitem__)
-    ahead = lambda arm: earned[bot] - earned[arm]  # noqa: E731
+    ahead = {arm: earned[bot] - other for arm, other in earned.items()}
     return {
         "errs no more than the transformer on held-out demonstrations": error[bot] <= error["transformer"],
         "errs no more than the MLP on held-out demonstrations": error[bot] <= error["mlp"],
-        "earns >= 10 % more than the transformer": ahead("transformer") >= 0.1 * abs(earned["transformer"]),
+        "earns >= 10 % more than the transformer": ahead["transformer"] >= 0.1 * abs(earned["transformer"]),
         "earns no less than the MLP": earned[bot] >= earned["mlp"],
-        "a random mask earns >= 10 % less": ahead("random") >= 0.1 * abs(earned[bot]),
+        "a random mask earns >= 10 % less": ahead["random"] >= 0.1 * abs(earned[bot]),
     }

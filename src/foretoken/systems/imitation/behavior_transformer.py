@@ -29,7 +29,7 @@ from foretoken.nn.heads.cluster_offset import ClusterOffsetConfig
 from foretoken.nn.stack import gpt
 from foretoken.nn.tokenizers.kmeans import KMeansConfig
 from foretoken.training.loop import Training
-from foretoken.training.optim import AdamW
+from foretoken.training.optim import AdamW, Part
 from foretoken.training.sources import Offline
 
 CARD = Card(
@@ -46,6 +46,7 @@ CARD = Card(
         "Observations are standardised by the data's statistics.",
         "Actions are kept within their bounds, or the data's range where there are none.",
         "Windows of episodes shorter than K are padded; the official code drops such episodes.",
+        "Images would be read by convolutions that learn along; the paper stores what a frozen ResNet makes of them.",
     ),
 )
 
@@ -53,6 +54,7 @@ CARD = Card(
 def paper() -> Experiment:
     """The relay kitchen as published (notmahi/bet, its configs for kitchen), for a store that holds its 566 demonstrations.
 
+    Its actions are bounded by -1 and 1, so that scaling leaves them, and the published offset weight with them, as they are.
     Block pushing: 4 layers, 4 heads, width 72, context 5, 24 clusters, batch 256, 350 epochs, and an offset weight of 1e5 for its
     tiny actions where they are not scaled.
     """
@@ -72,7 +74,13 @@ def paper() -> Experiment:
         training=Training(
             updates=100_000,  # 50 epochs of 128,000 windows
             batch_size=64,
-            optimiser=AdamW(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, decay="matrices"),
+            optimiser=AdamW(
+                lr=1e-4,
+                betas=(0.9, 0.95),
+                weight_decay=0.1,
+                decay="matrices",
+                parts=(Part(prefix="embed_time", weight_decay=0.0),),
+            ),
             clip=1.0,
             evaluate_every=10_000,
         ),

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from foretoken.core import Card
+from foretoken.core.spec import Box
 from foretoken.diffusion.base import denoise
 from foretoken.diffusion.ddim import DDIMConfig
+from foretoken.envs.recipes.adroit_door_human import AdroitDoorHuman
 from foretoken.envs.recipes.multi_route_demonstrations import MultiRouteDemonstrations
 from foretoken.evaluation.evaluate import Evaluation
 from foretoken.evaluation.statistics import mode_distance, seed_means
@@ -100,6 +102,22 @@ def cpu() -> Experiment:
     )
 
 
+def adroit() -> Experiment:
+    """Five minutes on one core: the human demonstrations of the Adroit door, played in AdroitHandDoor-v1 (extra `robotics`).
+
+    The hand's joints are a token; so are latch and hinge, the palm, the handle, how far they are apart, and whether it is open.
+    """
+    run = cpu()
+    observation = ObservationTokensConfig(fields=(27, 2, 3, 3, 3, 1))
+    network = adaln_transformer(64, 2, 4, dropout=0.0, observation=observation, time_features=64)
+    return run.replace(
+        system=run.system.replace(horizon=16, execute=8, network=network, steps=16),
+        source=Offline(recipe=AdroitDoorHuman()),
+        training=run.training.replace(updates=8_000, batch_size=64, evaluate_every=8_000),
+        evaluation=Evaluation(episodes=25, num_slots=25),
+    )
+
+
 def smoke() -> Experiment:
     """Seconds: everything runs, nothing is learned."""
     run = cpu()
@@ -126,8 +144,10 @@ def claim() -> Claim:
     of its episodes at 1e-3, 0.99 at 1e-2) and before cross-attention was tried; two ablations, which only report,
     at one rate. Sharper: episodes that do not arrive count as a route that nobody showed. The page's 2 x in planning time asks of
     the encoder 4/3 of the cost of a decoder call: that is for images, and two tokens of a state will miss it.
+    Where it can be played, adaLN-zero and regression also learn the door of Adroit, which is told without a threshold; its learning
+    rate, updates and denoising steps were chosen by seed 0 of adaLN-zero, which then opened it in 0.36 of its episodes.
     """
-    run = cpu()
+    run, door = cpu(), adroit()
 
     def arm(rate: float, **system: Any) -> Experiment:
         optimiser = run.training.optimiser.replace(lr=rate)
@@ -135,34 +155,39 @@ def claim() -> Claim:
 
     arms = {f"adaln-zero {rate:g}": arm(rate) for rate in RATES}
     arms |= {f"cross-attention {rate:g}": arm(rate, network=small(cross=True, paired=False)) for rate in RATES}
+    arms |= {
+        "adaln-random": arm(MIDDLE, network=small(zero_init=False)),
+        "last-layer": arm(MIDDLE, network=small(paired=False)),
+        "regression": arm(MIDDLE, schedule=None),
+    }
+    missing = AdroitDoorHuman().missing()
+    if not missing:
+        arms |= {"adaln-zero, door": door, "regression, door": door.replace(system=door.system.replace(schedule=None))}
     return Claim(
         says="Over three learning rates adaLN-zero succeeds in >= 85 % of episodes in the mean and >= 70 % at the worst, where "
         "cross-attention loses >= 10 points; the shares of its routes are within 0.15 of the data's, where regression by the same "
-        "network succeeds in <= 40 %; reading observations once per plan makes planning >= 2 x faster (three seeds).",
-        arms={
-            **arms,
-            "adaln-random": arm(MIDDLE, network=small(zero_init=False)),
-            "last-layer": arm(MIDDLE, network=small(paired=False)),
-            "regression": arm(MIDDLE, schedule=None),
-        },
+        "network succeeds in <= 40 %; reading observations once per plan makes planning >= 2 x faster (three seeds). "
+        + (f"The Adroit door was skipped: {missing}." if missing else "The Adroit door is told without a threshold."),
+        arms=arms,
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=40,
+        minutes=70,
     )
 
 
 def figures(run: Run) -> Mapping[str, float]:
-    """Of one run: share of arrivals, distance of routes from the data's, gates that >= 5 % of the episodes pass on their way to
-    the goal, and how much slower planning is when every denoising step reads the observations anew.
+    """Of one run: success, and how much slower planning is when every denoising step reads the observations anew; where there are
+    routes, their distance from the data's and the gates that >= 5 % of the episodes pass on their way to the goal, else the return.
     """
-    records = run.evaluations()[-1].records
-    arrived, route = np.array([bool(one.success) for one in records]), np.array([one.route for one in records])
-    return {
-        "success": float(arrived.mean()),
-        "route distance": mode_distance([one.route for one in records], arrived, SHARES),
-        "gates": float(sum((arrived & (route == gate)).mean() >= 0.05 for gate in range(len(SHARES)))),
-        "speed-up by reading once": speed_up(run),
+    last = run.evaluations()[-1]
+    arrived, route = np.array([bool(one.success) for one in last.records]), [one.route for one in last.records]
+    found = {"success": float(arrived.mean()), "speed-up by reading once": speed_up(run)}
+    if route[0] is None:
+        return found | {"return": float(last.returns(None).mean())}
+    return found | {
+        "route distance": mode_distance(route, arrived, SHARES),
+        "gates": float(sum((arrived & (np.array(route) == gate)).mean() >= 0.05 for gate in range(len(SHARES)))),
     }
 
 
@@ -172,12 +197,12 @@ def speed_up(run: Run, trials: int = 40) -> float:
     plans made by turns.
     """
     method = load(run.path)
-    assert isinstance(method, ChunkDiffusion)
+    assert isinstance(method, ChunkDiffusion) and isinstance(method.spec.observation, Box)
     config, schedule, network = method.config, method.schedule, method.network
     if schedule is None:
         return 1.0
-    state, seed_B = torch.zeros(1, config.context, 2), torch.zeros(1, dtype=torch.int64)
-    shape = (config.horizon, 2)
+    state, seed_B = torch.zeros(1, config.context, *method.spec.observation.shape), torch.zeros(1, dtype=torch.int64)
+    shape = (config.horizon, method.scale.middle.numel())
 
     def again(x: torch.Tensor, level_B: torch.Tensor) -> torch.Tensor:
         return network(x, level_B / schedule.top, network.encode(state))
