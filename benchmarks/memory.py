@@ -6,6 +6,9 @@ All read the observation alone, by one LSTM of 64 and a tanh layer of 64 each fo
 first and has a residual and layer norms around the LSTM, all of it trained by both losses; sb3-contrib's shared LSTM is trained
 by the policy's loss alone, and as shipped it has a second one for the value. The environment is the same Gymnasium class for
 all, stepped one by one in one process; the same dynamics as arrays, `foretoken/CartPole-Positions-v0`, stand below.
+
+Ours tells values, which are discounted sums of up to 100 here, in units of 30, by a setting of its value head. For the same
+purpose stable-baselines3 has `VecNormalize`, which sb3-contrib's defaults leave out: returns are shown with and without, of both.
 """
 
 import multiprocessing
@@ -29,12 +32,14 @@ from benchmarks.report import Job, Sheet, Table, judged, skipped
 from benchmarks.rounds import Contestant, Maker, Settings, compete, now, tell
 from foretoken.core.config import configures
 from foretoken.methods.recurrent_ppo import RecurrentPPOConfig
+from foretoken.nn.heads.value import ScalarValueConfig
 from foretoken.nn.mixers.lstm import LSTMConfig
 from foretoken.nn.stack import BlockConfig, StackConfig
 from foretoken.training.loop import Training, train
 from foretoken.training.optim import AdamW
 from foretoken.training.rollouts import Rollouts, RolloutSource
 
+DISCOUNT, SCALE = 0.99, 30.0  # the size of usual values: each step earns 1, which adds up to 1 / (1 - DISCOUNT) at most
 WIDTH, SLOTS, STEPS, EPOCHS, ROWS = 64, 8, 128, 10, 2  # a minibatch is ROWS segments of STEPS
 ROLLOUT, UPDATES = SLOTS * STEPS, EPOCHS * SLOTS // ROWS
 MASKED, WORLD = "benchmarks/CartPole-Positions-v0", "foretoken/CartPole-Positions-v0"
@@ -149,7 +154,7 @@ def _contestant(name: str, learn: Callable[[int, int], Learned], **more: Any) ->
 # -- ours
 
 
-def system() -> RecurrentPPOConfig:
+def system(scale: float = SCALE) -> RecurrentPPOConfig:
     """One LSTM of 64 that reads the observation, a tanh layer before each head; losses weighted as sb3-contrib weights them."""
     block = BlockConfig(mixer=LSTMConfig(), feed_forward=None)
     return RecurrentPPOConfig(
@@ -158,6 +163,8 @@ def system() -> RecurrentPPOConfig:
         previous_action=False,
         previous_reward=False,
         hidden=WIDTH,
+        value=ScalarValueConfig(scale=scale),
+        discount=DISCOUNT,
         value_clip=None,
         value_weight=1.0,  # ours is half the squared error, sb3's the whole, with a weight of 0.5
         entropy=0.0,
@@ -185,12 +192,12 @@ class TimedRolloutSource(RolloutSource):
         return super().advance(update)
 
 
-def learn_ours(environment: str, rollouts: int, seed: int) -> Learned:
+def learn_ours(environment: str, rollouts: int, seed: int, *, scale: float = SCALE) -> Learned:
     """`foretoken.training.train` itself. Its last update begins one rollout more, which is not counted."""
     config = TimedRollouts(environment=environment, num_slots=SLOTS, steps=STEPS, epochs=EPOCHS)
     source = config.build(batch_size=ROWS, seed=seed)
     torch.manual_seed(seed)
-    method = system().build(source.spec)
+    method = system(scale).build(source.spec)
     training = Training(
         updates=rollouts * UPDATES + 1,
         batch_size=ROWS,
@@ -214,11 +221,12 @@ def ours() -> Iterator[Contestant]:
 # -- sb3-contrib
 
 
-def learn_sb3(shared: bool, rollouts: int, seed: int) -> Learned:
-    """`RecurrentPPO.learn` with its own vector of environments."""
+def learn_sb3(shared: bool, rollouts: int, seed: int, *, normalised: bool = False) -> Learned:
+    """`RecurrentPPO.learn` with its own vector of environments; `normalised` divides rewards by the spread of their sums."""
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
     learned = Learned()
 
@@ -230,12 +238,15 @@ def learn_sb3(shared: bool, rollouts: int, seed: int) -> Learned:
             return True
 
     environments = make_vec_env(MASKED, n_envs=SLOTS, seed=seed)
+    if normalised:
+        environments = VecNormalize(environments, norm_obs=False, gamma=DISCOUNT)
     environments.step = learned.timed(environments.step)  # type: ignore[method-assign]
     layers = {"shared_lstm": True, "enable_critic_lstm": False} if shared else {}
     arch = {"pi": [WIDTH], "vf": [WIDTH]} if shared else None
     model = RecurrentPPO(
         "MlpLstmPolicy",
         environments,
+        gamma=DISCOUNT,
         n_steps=STEPS,
         batch_size=ROWS * STEPS,
         n_epochs=EPOCHS,
@@ -260,9 +271,14 @@ def sb3() -> Iterator[Contestant]:
 
 def _returns(settings: Settings, length: int, seeds: Sequence[int], complete: bool) -> Sheet:
     """What all earn while learning from `length` steps, and how long that takes, each in a process of its own, in turns."""
-    arms: dict[str, Callable[[int, int], Learned]] = {"foretoken": partial(learn_ours, MASKED)}
+    arms: dict[str, Callable[[int, int], Learned]] = {
+        "foretoken": partial(learn_ours, MASKED),
+        "foretoken, values in units of 1": partial(learn_ours, MASKED, scale=1.0),
+    }
     if complete:
-        arms |= {f"{PEER}, equal network": partial(learn_sb3, True), f"{PEER}, as shipped": partial(learn_sb3, False)}
+        for normalised, with_them in ((False, ""), (True, ", rewards normalised")):
+            for shared, network in ((True, "equal network"), (False, "as shipped")):
+                arms[f"{PEER}, {network}{with_them}"] = partial(learn_sb3, shared, normalised=normalised)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
     for seed in seeds:
         for name in list(arms)[:: 1 if seed % 2 == 0 else -1]:
@@ -278,7 +294,7 @@ def _returns(settings: Settings, length: int, seeds: Sequence[int], complete: bo
     goals = [
         judged(f"a return of at least that of {name}", {name: reached["foretoken"] >= theirs})
         for name, theirs in reached.items()
-        if name != "foretoken"
+        if name.startswith(PEER)
     ]
     note = (
         f"Mean return of the episodes that ended in the last {SHARE:.0%} of the steps, drawn as in training; in brackets by "

@@ -55,7 +55,8 @@ class RecurrentPPOConfig(Config):
         value: how values are said.
         discount, trace: gamma and lambda of the advantages.
         clip: how far an action's probability may usefully be moved by one rollout.
-        value_clip: how far values may be; None does not limit it. Only for a scalar value.
+        value_clip: how far values may be moved by one rollout, in units of their scale; None does not limit it. Only for a
+            scalar value.
         value_weight: of the value loss.
         entropy: weight of the policy's entropy.
         final_entropy: what that weight falls to, linearly over `entropy_updates` updates; None keeps it.
@@ -237,7 +238,9 @@ class RecurrentPPO(Method):
         if config.value_clip is None:
             value_loss = mean(value.loss(batch.target))
         else:
-            value_loss = mean(clipped_value_loss(value.value, batch.value, batch.target, config.value_clip))
+            assert isinstance(config.value, ScalarValueConfig), "the config says so"
+            now, old, target = (part / config.value.scale for part in (value.value, batch.value, batch.target))
+            value_loss = mean(clipped_value_loss(now, old, target, config.value_clip))
         entropy = mean(prediction.entropy())
         own = {name: part for name, part in aux.items() if name.endswith("loss")}
         total = policy_loss + config.value_weight * value_loss

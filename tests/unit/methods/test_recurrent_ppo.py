@@ -8,7 +8,7 @@ from foretoken.core.errors import ConfigError
 from foretoken.core.spec import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Spec
 from foretoken.methods.recurrent_ppo import RecurrentPPOConfig
 from foretoken.nn.heads.deterministic import DeterministicConfig
-from foretoken.nn.heads.value import HLGaussConfig
+from foretoken.nn.heads.value import HLGaussConfig, ScalarValueConfig
 from foretoken.nn.mixers.attention import AttentionConfig
 from foretoken.nn.mixers.gru import GRUConfig
 from foretoken.nn.stack import BlockConfig, StackConfig
@@ -117,6 +117,25 @@ def test_it_starts_almost_even_and_expects_nothing():
     batch = Trial(SMALL, SPECS["discrete"]).draw(method, method.objectives()[0])[0]
     prediction = method(batch)
     assert (prediction.logits.softmax(-1) - 0.25).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("value_clip", [None, 0.2])
+def test_the_unit_of_rewards_does_not_matter_where_values_have_it_as_their_scale(value_clip):
+    found = []
+    for scale in (1.0, 64.0):
+        torch.manual_seed(0)
+        config = SMALL.replace(value=ScalarValueConfig(scale=scale), value_clip=value_clip, previous_reward=False)
+        method = config.build(SPECS["discrete"])
+        batch = Trial(config, SPECS["discrete"]).draw(method, method.objectives()[0])[0]
+        with torch.no_grad():
+            batch = method.annotate(batch.replace(reward=scale * batch.reward))
+            method.value.linear.bias.add_(0.3)  # further than the clip allows
+        method.loss(batch).total.backward()
+        found.append({name: weight.grad for name, weight in method.named_parameters() if weight.grad is not None})
+    one, other = found
+    assert one["value.linear.weight"].abs().max() > 0
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient)
 
 
 def test_the_weight_of_entropy_falls_and_stays():

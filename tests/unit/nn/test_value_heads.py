@@ -14,6 +14,7 @@ HEADS = {
     "scalar": ScalarValueConfig(),
     "bounded": ScalarValueConfig(low=-1, high=3),
     "huber": ScalarValueConfig(huber=1.0),
+    "scaled": ScalarValueConfig(huber=1.0, scale=5.0),
     "two-hot": TwoHotConfig(bins=41, low=-1, high=3),
     "hl-gauss": HLGaussConfig(bins=41, low=-1, high=3),
 }
@@ -101,7 +102,7 @@ def test_a_range_from_data(kind: type[TwoHotConfig | HLGaussConfig]) -> None:
 
 def test_only_what_has_a_range_clips() -> None:
     target = torch.tensor([[-1.5], [0.0], [3.5]])
-    for name, clips in (("scalar", 0), ("huber", 0), ("bounded", 2), ("two-hot", 2), ("hl-gauss", 2)):
+    for name, clips in (("scalar", 0), ("huber", 0), ("bounded", 2), ("scaled", 0), ("two-hot", 2), ("hl-gauss", 2)):
         assert float(HEADS[name].build(4)(features(3, 4)).clipped(target).sum()) == clips
 
 
@@ -110,8 +111,18 @@ def test_losses_of_numbers() -> None:
     torch.testing.assert_close(head(features(1, 4)).loss(torch.tensor([[4.0]])), torch.tensor([[4.5]]))
     huber = ScalarValueConfig(start=1.0, huber=2.0).build(4)
     torch.testing.assert_close(huber(features(1, 4)).loss(torch.tensor([[4.0]])), torch.tensor([[2.0 * (3.0 - 1.0)]]))
+    scaled = ScalarValueConfig(start=1.0, huber=0.5, scale=3.0).build(4)
+    torch.testing.assert_close(scaled(features(1, 4)).loss(torch.tensor([[4.0]])), torch.tensor([[0.5 * (1.0 - 0.25)]]))
     bounded = ScalarValueConfig(low=0, high=1).build(4)
     assert bool(((value := bounded(1e4 * features(9, 4)).value) >= 0).all()) and bool((value <= 1).all())
+
+
+def test_a_scale_is_another_unit_of_values_and_targets() -> None:
+    one, other = ScalarValueConfig().build(4), ScalarValueConfig(scale=8.0).build(4)
+    other.load_state_dict(one.state_dict())
+    x, target = features(5, 4), features(5, 1)
+    torch.testing.assert_close(other(x).value, 8 * one(x).value, rtol=0, atol=0)
+    torch.testing.assert_close(other(x).loss(8 * target), one(x).loss(target), rtol=0, atol=0)
 
 
 def test_best_loss_is_the_entropy_of_the_target() -> None:
@@ -142,6 +153,8 @@ def test_in_bfloat16_values_and_losses_are_float32() -> None:
         (lambda: HLGaussConfig(bins=1), "bins must be at least 2, got 1"),
         (lambda: HLGaussConfig(sigma_ratio=0), "sigma_ratio must be above 0, got 0.0"),
         (lambda: ScalarValueConfig(huber=0), "huber must be above 0, or None"),
+        (lambda: ScalarValueConfig(scale=0), "scale must be positive and finite, got 0.0"),
+        (lambda: ScalarValueConfig(high=1, scale=2), r"a range or a scale, got \[0.0, 1.0\] and scale=2.0"),
     ],
 )
 def test_refuses_configs(make: object, message: str) -> None:

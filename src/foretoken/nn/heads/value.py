@@ -104,20 +104,28 @@ class ScalarValueConfig(ValueHeadConfig):
     """A number by a linear layer, inside [low, high] by a sigmoid where these are given.
 
     Args:
-        huber: the error beyond which the loss is linear; None never is, so the loss is half the squared error.
+        huber: the error beyond which the loss is linear, in units of `scale`; None never is, so the loss is half the squared error.
+        scale: the size of usual values, where there is no range: the layer's output is multiplied by it, and errors are divided
+            by it. Adam moves a weight by about its learning rate in an update, whatever the error, so that values far above 1
+            are reached late; and their errors outweigh what else trains a shared network.
     """
 
     huber: float | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.huber is not None and self.huber <= 0:
             raise ConfigError(f"huber must be above 0, or None for the squared error, got {self.huber}")
+        if not 0 < self.scale < math.inf:
+            raise ConfigError(f"scale must be positive and finite, got {self.scale}")
+        if self.is_ranged and self.scale != 1:
+            raise ConfigError(f"a value has a range or a scale, got [{self.low}, {self.high}] and scale={self.scale}")
 
 
 @dataclass(frozen=True)
 class Scalar(ValuePrediction):
-    """A number and half its squared error, or its Huber loss."""
+    """A number and half its squared error, or its Huber loss, in units of the config's scale."""
 
     number: Tensor
     config: ScalarValueConfig
@@ -132,8 +140,9 @@ class Scalar(ValuePrediction):
 
     def _loss(self, target: Tensor) -> Tensor:
         if self.config.huber is None:
-            return 0.5 * (self.number - target).square()
-        return F.huber_loss(self.number, target, reduction="none", delta=self.config.huber)
+            return 0.5 * ((self.number - target) / self.config.scale).square()
+        scale = self.config.scale
+        return F.huber_loss(self.number / scale, target / scale, reduction="none", delta=self.config.huber)
 
     def select(self, index: Tensor) -> "Scalar":
         return Scalar(self.number.take_along_dim(index.unsqueeze(-1), -1).squeeze(-1), self.config)
@@ -145,20 +154,21 @@ class Scalar(ValuePrediction):
 
 @configures(ScalarValueConfig)
 class ScalarValue(ValueHead):
-    """`W x + b`, or `low + (high - low) sigmoid(W x + b)`."""
+    """`scale (W x + b)`, or `low + (high - low) sigmoid(W x + b)`."""
 
     def __init__(self, config: ScalarValueConfig, width: int, outputs: int = 1) -> None:
         super().__init__()
         self.config, self.linear = config, nn.Linear(width, outputs)
         if config.start is not None:
-            start = torch.tensor([config.start])
+            start = torch.tensor([config.start / config.scale])
             if config.is_ranged:
                 start = ((start - config.low) / (config.high - config.low)).logit(eps=0.01)
             self._begin_at(start)
 
     def forward(self, features: Tensor) -> Scalar:
         y, config = self.linear(features).float(), self.config
-        return Scalar(config.low + (config.high - config.low) * y.sigmoid() if config.is_ranged else y, config)
+        number = config.low + (config.high - config.low) * y.sigmoid() if config.is_ranged else config.scale * y
+        return Scalar(number, config)
 
 
 # -- a histogram
