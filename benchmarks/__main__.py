@@ -27,7 +27,9 @@ from benchmarks.made import Data
 from benchmarks.report import Job, renewed
 from benchmarks.rounds import CLOCKS, TOLERANCE, Settings, tell
 
-JOBS = ("training", "acting", "streaming", "windows", "mixers", "memory", "worlds")
+JOBS = (
+    "training", "acting", "evaluating", "streaming", "windows", "reading", "mixers", "memory", "worlds", "starting", "growth",
+)  # fmt: skip
 LEAST = 60_000
 HEAD = f"""# Performance
 

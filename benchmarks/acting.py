@@ -54,6 +54,32 @@ class Table11(gymnasium.Env):
         return _TABLE[self.at % 256], 1.0, False, False, {}
 
 
+def world(name: str, clock: Callable[[int], object] | None = None) -> Any:
+    """ "table", or "hopper": MuJoCo's, whose episodes go on after a fall, so that all policies play 1000 steps."""
+    return Table11(clock) if name == "table" else Hopper(clock)
+
+
+class Hopper(gymnasium.Wrapper):
+    """Counts steps as `Table11` does."""
+
+    def __init__(self, clock: Callable[[int], object] | None = None) -> None:
+        super().__init__(gymnasium.make("Hopper-v5", terminate_when_unhealthy=False).unwrapped)
+        self.observation_space, self.action_space = Table11.observation_space, Table11.action_space
+        self.at, self.clock = 0, clock
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.at = 0
+        observation, info = super().reset(seed=seed, options=options)
+        return observation.astype(np.float32), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        if self.clock is not None:
+            self.clock(self.at)
+        observation, reward, *_ = super().step(action)
+        return observation.astype(np.float32), reward, False, False, {}
+
+
 def run(data: Data, settings: Settings, *, full: bool) -> Job:
     """1, 8 and 64 environments."""
     return Job("Acting", __doc__ or "", [_table(number, settings) for number in (1, 8, 64)], skipped(_makers(1)))
@@ -63,9 +89,9 @@ def _makers(number: int) -> list[Maker]:
     return [Maker(ours, (number, "onnx"), ONNX), Maker(ours, (number,)), *peers(number, CONTEXT, bare=True)]
 
 
-def peers(number: int, context: int, *, bare: bool) -> list[Maker]:
+def peers(number: int, context: int, *, bare: bool, where: str = "table") -> list[Maker]:
     """The other libraries' ways of acting for `number` environments; `bare` adds their models without a loop."""
-    asked = (number, context, bare)
+    asked = (number, context, bare, where)
     return [
         Maker(d3rlpy, asked, ("d3rlpy",)),
         Maker(torchrl, asked, ("torchrl", "transformers")),
@@ -93,28 +119,28 @@ def ours(number: int, engine: Engine = "torch") -> Iterator[Contestant]:
     yield rolled(decision_transformer.paper().system.build(SPEC), number, CONTEXT, engine)
 
 
-def rolled(method: Method, number: int, context: int, engine: Engine) -> Contestant:
+def rolled(method: Method, number: int, context: int, engine: Engine, where: str = "table") -> Contestant:
     """`rollout` with a method's policy. The clock runs from the tick at which contexts are full and the policy's graph is in
     use; it is made once in a rollout, in a few tenths of a second, or some seconds with ONNX."""
     begin = context + AFTER + 10
 
     def turn(count: int) -> float:
         times: dict[int, float] = {}
-        made: list[Table11] = []
+        made: list[Any] = []
 
-        def environment() -> Table11:
-            made.append(Table11(clock=lambda step: times.setdefault(step, now())) if not made else Table11())
+        def environment() -> Any:
+            made.append(world(where, None if made else lambda step: times.setdefault(step, now())))
             return made[-1]
 
         jobs = [Episode(i, target=ASKED) for i in range(number)]
-        settings = {"spec": SPEC, "seed": 0, "num_slots": number, "max_steps": begin + count, "engine": engine}
-        rollout(method.policy, environment, jobs, **settings)
+        spec, steps = SPEC if where == "table" else None, begin + count
+        rollout(method.policy, environment, jobs, spec=spec, seed=0, num_slots=number, max_steps=steps, engine=engine)
         return times[begin + count] - times[begin]
 
     return Contestant(NAMES[engine], turn, number, ours=True, note=NOTES[engine])
 
 
-def d3rlpy(number: int, context: int, bare: bool) -> Iterator[Contestant]:
+def d3rlpy(number: int, context: int, bare: bool, where: str) -> Iterator[Contestant]:
     from d3rlpy.algos import DecisionTransformerConfig
     from d3rlpy.models import VectorEncoderFactory
 
@@ -124,7 +150,7 @@ def d3rlpy(number: int, context: int, bare: bool) -> Iterator[Contestant]:
     )
     algorithm = sizes.create()
     algorithm.create_impl((OBSERVATION,), ACTION)
-    actor, environment = algorithm.as_stateful_wrapper(target_return=ASKED), Table11()
+    actor, environment = algorithm.as_stateful_wrapper(target_return=ASKED), world(where)
     at: list[Any] = [environment.reset()[0], 0.0]
 
     def decide() -> None:
@@ -150,10 +176,10 @@ def d3rlpy(number: int, context: int, bare: bool) -> Iterator[Contestant]:
     yield _bare("d3rlpy", number, lambda: network(*arguments))
 
 
-def huggingface(number: int, context: int, bare: bool) -> Iterator[Contestant]:
+def huggingface(number: int, context: int, bare: bool, where: str) -> Iterator[Contestant]:
     """The loop of its documentation: all steps so far are kept, the last `context` are read."""
     model = huggingface_model(context).eval()
-    environment = Table11()
+    environment = world(where)
     kept: dict[str, Tensor] = {}
 
     def begin() -> None:
@@ -212,7 +238,7 @@ def huggingface(number: int, context: int, bare: bool) -> Iterator[Contestant]:
     )
 
 
-def torchrl(number: int, context: int, bare: bool) -> Iterator[Contestant]:
+def torchrl(number: int, context: int, bare: bool, where: str) -> Iterator[Contestant]:
     """Its transforms keep the window, its `rollout` plays; several environments are a SerialEnv, batched for the model."""
     from torchrl.envs import (
         CatFrames,
@@ -231,7 +257,7 @@ def torchrl(number: int, context: int, bare: bool) -> Iterator[Contestant]:
     actor = torchrl_actor("_cat").eval()
     policy = DecisionTransformerInferenceWrapper(actor, inference_context=context)
     policy.set_tensor_keys(**dict(zip(names, stacked, strict=True)), out_action="action")
-    base = SerialEnv(number, lambda: GymWrapper(Table11())) if number > 1 else GymWrapper(Table11())
+    base = SerialEnv(number, lambda: GymWrapper(world(where))) if number > 1 else GymWrapper(world(where))
     environment = TransformedEnv(
         base,
         Compose(

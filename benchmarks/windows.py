@@ -118,7 +118,7 @@ def d3rlpy(data: Data) -> Iterator[Contestant]:
 
 def minari(data: Data) -> Iterator[Contestant]:
     """Minari draws whole episodes from its file; a window is cut from each, and its return to go summed."""
-    dataset, rng = _minari_dataset(data), np.random.default_rng(0)
+    dataset, rng = minari_dataset(data), np.random.default_rng(0)
 
     def batch() -> dict[str, np.ndarray]:
         rows: list[tuple[np.ndarray, ...]] = []
@@ -144,7 +144,7 @@ def minari(data: Data) -> Iterator[Contestant]:
     )
 
 
-def _minari_dataset(data: Data) -> Any:
+def minari_dataset(data: Data) -> Any:
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(data.folder / "minari")
     try:
@@ -158,9 +158,11 @@ def _minari_dataset(data: Data) -> Any:
 
 def _made_by_minari(data: Data) -> Any:
     import gymnasium
-    from minari import create_dataset_from_buffers
+    from minari import create_dataset_from_buffers, load_dataset
     from minari.data_collector import EpisodeBuffer
 
+    if (data.folder / "minari" / "benchmark").exists():
+        return load_dataset("benchmark/made-v0")
     buffers = [
         EpisodeBuffer(
             id=number,
