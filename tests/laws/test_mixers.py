@@ -80,7 +80,7 @@ class Ring(Attention):
 
     def __init__(self, config, width):
         super().__init__(config, width)
-        self.facts = dataclasses.replace(self.facts, sliding=("kept",))
+        self.facts = dataclasses.replace(self.facts, sliding=("keys",))
 
 
 class Zeros(TransformerXL):

@@ -153,7 +153,15 @@ def _traced(act: _Act, leaves: list[Tensor]) -> Any:
     torch._C._jit_pass_inline(traced.graph)
     for node in traced.graph.findAllNodes("aten::slice"):
         whole, _, *bounds = node.inputs()
-        if [bound.toIValue() for bound in bounds] in ([0, _END, 1], [None, _END, 1], [None, None, 1], [0, None, 1]):
+        fixed = all(
+            bound.node().kind() == "prim::Constant" for bound in bounds
+        )  # what is computed has no value here either
+        if fixed and [bound.toIValue() for bound in bounds] in (
+            [0, _END, 1],
+            [None, _END, 1],
+            [None, None, 1],
+            [0, None, 1],
+        ):
             node.output().replaceAllUsesWith(whole)
             node.destroy()
     return traced
