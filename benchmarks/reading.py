@@ -48,7 +48,7 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
             slower, lighter = mine.median / peer.median, mine.contestant.memory <= LARGER * peer.contestant.memory
             note += " " + judged(f"at most {SLOWER:g} times the time of the flat read", {"": slower <= SLOWER})
             note += " " + judged(f"at most {LARGER:g} times its memory", {"": lighter})
-        floor = peer.median / len(data.arrays["reward"]) if not goal else _flat_seconds(data)
+        floor = _flat_seconds(data) if goal else peer.median
         note = (
             f"Floor: the flat read of the same columns by h5py, {time_of(floor * len(data.arrays['reward']))}. {note}"
         )
