@@ -86,7 +86,13 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 
 def _makers(number: int) -> list[Maker]:
-    return [Maker(ours, (number, "onnx"), ONNX), Maker(ours, (number,)), *peers(number, CONTEXT, bare=True)]
+    return [*mine(ours, number), *peers(number, CONTEXT, bare=True)]
+
+
+def mine(make: Callable[..., Iterator[Contestant]], *asked: int, first: Engine = "onnx") -> list[Maker]:
+    """Both engines, first the one to take, which is judged."""
+    makers = [Maker(make, (*asked, "onnx"), ONNX), Maker(make, (*asked, "torch"))]
+    return makers if first == "onnx" else makers[::-1]
 
 
 def peers(number: int, context: int, *, bare: bool, where: str = "table") -> list[Maker]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from benchmarks import floors
-from benchmarks.acting import ASKED, NAMES, ONNX, peers, rolled
+from benchmarks.acting import ASKED, NAMES, ONNX, mine, peers, rolled
 from benchmarks.made import ACTION, OBSERVATION, SPEC, Data
 from benchmarks.report import Job, Sheet, Table, judged, skipped, time_of
 from benchmarks.rounds import Contestant, Maker, Settings, calls, compete, now
@@ -44,8 +44,9 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 def _against_peers(number: int, context: int, settings: Settings) -> Table:
     makers = [
-        Maker(ours, (number, context, "onnx"), ONNX), Maker(ours, (number, context)), *peers(number, context, bare=False)
-    ]  # fmt: skip
+        *mine(ours, number, context, first="onnx" if number == 1 else "torch"),
+        *peers(number, context, bare=False),
+    ]
     scores = compete(makers, settings)
     floor = floors.streaming(number, context)
     note = (
