@@ -396,14 +396,14 @@ class Slots:
         """Begins what follows in rows whose episode is over; a tick's `kept`, and the rows whose job is new."""
         if not len(over):
             return None, over
-        again = over[self._left[over] > 0]
+        goes_on = self._left[over] > 0
+        again, free = over[goes_on], over[~goes_on]
         self._index[again] += 1
         self._left[again] -= 1
-        free = np.setdiff1d(over, again)
         jobs = list(islice(self._jobs, len(free)))
         born, gone = free[: len(jobs)], free[len(jobs) :]
         self._take(born, jobs)
-        self._begin(np.setdiff1d(over, gone))
+        self._begin(np.setdiff1d(over, gone) if len(gone) else over)
         if not len(gone):
             return None, born
         stay = np.setdiff1d(np.arange(self.active), gone)
