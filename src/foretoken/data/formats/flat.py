@@ -10,9 +10,10 @@ observation comes from one of three places:
             where the episode terminated, since nothing is bootstrapped there)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from foretoken.core.spec import Box, Discrete, MultiDiscrete, Space
 from foretoken.data.episode import Episode
 from foretoken.data.findings import Finding
 
+T = TypeVar("T")
+R = TypeVar("R")
 Final: TypeAlias = Literal["next", "drop", "repeat"]
 Rows: TypeAlias = Callable[[str, int, int], np.ndarray]
 """Reads rows start..stop of a named array."""
@@ -63,7 +66,7 @@ class Cuts:
 def episodes(
     read: Rows, cuts: Cuts, columns: tuple[str, ...] = (), facts: Mapping[str, np.ndarray] | None = None
 ) -> Iterator[Episode]:
-    """Episodes, reading about `BLOCK_ROWS` rows at a time.
+    """Episodes, reading about `BLOCK_ROWS` rows at a time, and the next ones while these are dealt with.
 
     Args:
         read: reads rows of "observation", "next_observation" (where `cuts` wants it), "action", "reward" and `columns`.
@@ -75,9 +78,13 @@ def episodes(
     names = ["observation", "action", "reward", *columns]
     if "next" in cuts.final.values():
         names.append("next_observation")
-    for first, last in blocks(cuts.stop, BLOCK_ROWS):
-        base = int(cuts.start[first])
-        block = {name: read(name, base, int(cuts.stop[last - 1])) for name in names}
+
+    def block_of(run: tuple[int, int]) -> tuple[int, int, int, dict[str, np.ndarray]]:
+        first, last = run
+        base, stop = int(cuts.start[first]), int(cuts.stop[last - 1])
+        return first, last, base, {name: read(name, base, stop) for name in names}
+
+    for first, last, base, block in _ahead(block_of, blocks(cuts.stop, BLOCK_ROWS)):
         for number in range(first, last):
             rows = slice(int(cuts.start[number]) - base, int(cuts.stop[number]) - base)
             if not cuts.kept[number]:
@@ -92,6 +99,18 @@ def episodes(
                 bool(cuts.truncated[number]),
                 facts_of(facts or {}, number),
             )
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map`, each result made by another thread while the one before it is dealt with; decompressing needs no Python."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[R] | None = None
+        for item in items:
+            ready, coming = coming, thread.submit(function, item)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def facts_of(facts: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
