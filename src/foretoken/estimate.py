@@ -20,7 +20,7 @@ from foretoken.core.method import Method, Source
 from foretoken.core.spec import Spec
 from foretoken.envs.make import make
 from foretoken.envs.slots import Tick
-from foretoken.evaluation.evaluate import Evaluation, evaluate
+from foretoken.evaluation.evaluate import Evaluation, default_targets, evaluate
 from foretoken.experiment import Experiment, build
 from foretoken.training.loop import Training, train
 
@@ -133,7 +133,8 @@ def _evaluation(method: Method, source: Source, experiment: Experiment, seconds:
     finally:
         method.train(training)
     rate = sum(rows[:-1]) / max(marks[-1] - marks[0], 1e-9)
-    jobs = config.episodes * config.trial * max(1, len(config.targets)) * max(1, len(config.costs))
+    targets = (config.targets or default_targets(known)) if "target_return" in method.asks else ()
+    jobs = config.episodes * config.trial * max(1, len(targets)) * max(1, len(config.costs))
     length = _length(source, config) or (np.mean([one.length for one in done.records]) if done else len(marks))
     return float(jobs * length / rate)
 
