@@ -50,9 +50,9 @@ class Traced:
 
     def renew(self) -> None:
         """Graphs must agree with the policy once more before they are used: what was computed from weights may be a constant in them."""
-        self._last, self._doubted = None, {key for key, graph in self._graphs.items() if graph is not None}
         if self.engine == "onnx":  # all weights are
-            self._graphs, self._doubted = {}, set()
+            self._graphs = {}
+        self._last, self._doubted = None, {key for key, graph in self._graphs.items() if graph is not None}
 
     def begin(self, rows: int, context: Any) -> State:
         return self.policy.begin(rows, context)
@@ -93,7 +93,8 @@ class Traced:
             try:
                 return _Graph(act, leaves, engine)
             except RuntimeError as problem:
-                log.debug("%s is not traced by %s: %s", type(self.policy).__name__, engine, problem)
+                level, why = logging.WARNING if engine == "onnx" else logging.DEBUG, str(problem).split("\n", 1)[0]
+                log.log(level, "%s acts without a graph of the engine %s: %s", type(self.policy).__name__, engine, why)
         return None
 
 
@@ -153,15 +154,10 @@ def _traced(act: _Act, leaves: list[Tensor]) -> Any:
     torch._C._jit_pass_inline(traced.graph)
     for node in traced.graph.findAllNodes("aten::slice"):
         whole, _, *bounds = node.inputs()
-        fixed = all(
-            bound.node().kind() == "prim::Constant" for bound in bounds
-        )  # what is computed has no value here either
-        if fixed and [bound.toIValue() for bound in bounds] in (
-            [0, _END, 1],
-            [None, _END, 1],
-            [None, None, 1],
-            [0, None, 1],
-        ):
+        if any(bound.node().kind() != "prim::Constant" for bound in bounds):
+            continue  # computed, so that its value is not known here
+        begin, end, step = (bound.toIValue() for bound in bounds)
+        if begin in (None, 0) and end in (None, _END) and step == 1:
             node.output().replaceAllUsesWith(whole)
             node.destroy()
     return traced

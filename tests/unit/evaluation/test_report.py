@@ -432,6 +432,17 @@ def test_routes_are_counted(tmp_path):
     assert "Routes taken" in page and re.search(r"none \d+\u00a0%, 0 \d+\u00a0%, 1 \d+\u00a0%, 2 \d+\u00a0%", page)
 
 
+HEAD = {
+    "format": "foretoken-evaluation",
+    "version": 1,
+    "seed": 0,
+    "update": 5,
+    "num_slots": 1,
+    "seconds": 1.0,
+    "decisions": 8,
+}
+
+
 def test_trials_and_regret_are_drawn_beside_the_references(tmp_path):
     def records(count, **more):
         plain = {"target": None, "reset_seed": 0, "return": 1.0, "length": 4, "success": None, "cost": None}
@@ -440,21 +451,12 @@ def test_trials_and_regret_are_drawn_beside_the_references(tmp_path):
     make_run(tmp_path / "run")
     folder = tmp_path / "run" / "evaluations"
     folder.mkdir(exist_ok=True)
-    head = {
-        "format": "foretoken-evaluation",
-        "version": 1,
-        "seed": 0,
-        "update": 5,
-        "num_slots": 1,
-        "seconds": 1.0,
-        "decisions": 8,
-    }
     trials = [record | {"index": index} for record in records(3) for index in range(2)]
     for environment, found, words in (
         ("foretoken/DarkRoom-7x7-v0", trials, ("Return by episode", "best possible", "random")),
         ("foretoken/Bandit-200-v0", records(3, regret=[0.5, 1.0, 1.5, 2.0]), ("Regret", "Thompson", "UCB")),
     ):
-        (folder / "update-00000005.json").write_text(json.dumps(head | {"environment": environment, "records": found}))
+        (folder / "update-00000005.json").write_text(json.dumps(HEAD | {"environment": environment, "records": found}))
         page = write_report(tmp_path / "run").read_text()
         assert "Learning in context" in page and all(word in page for word in words), environment
 
@@ -473,16 +475,7 @@ def test_trials_are_drawn_beside_the_learner_that_was_distilled(tmp_path):
         "terminated": False,
     }
     trials = [plain | {"episode": n, "index": index} for n in range(3) for index in range(2)]
-    head = {
-        "format": "foretoken-evaluation",
-        "version": 1,
-        "seed": 0,
-        "update": 5,
-        "num_slots": 1,
-        "seconds": 1.0,
-        "decisions": 8,
-    }
-    told = head | {"environment": "foretoken/DarkRoom-7x7-v0", "records": trials}
+    told = HEAD | {"environment": "foretoken/DarkRoom-7x7-v0", "records": trials}
     (folder / "update-00000005.json").write_text(json.dumps(told))
     info = json.loads(file.read_text())
     recipe = LearningHistories(keep_every=16)
