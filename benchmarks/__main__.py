@@ -29,6 +29,7 @@ from benchmarks.rounds import CLOCKS, TOLERANCE, Settings, tell
 
 JOBS = (
     "training", "acting", "evaluating", "streaming", "windows", "reading", "mixers", "memory", "worlds", "starting", "growth",
+    "capped",
 )  # fmt: skip
 LEAST = 60_000
 HEAD = f"""# Performance

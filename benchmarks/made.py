@@ -1,6 +1,6 @@
 """The data that everything is measured on: synthetic episodes of Hopper's shape, the same for all libraries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -76,3 +76,25 @@ class Data:
         store = Store.create(path, SPEC)
         store.extend(self.episodes())
         return store
+
+
+def repeated(path: Path, episodes: int, length: int, *, different: int = 32) -> Path:
+    """A store of equally long episodes, `different` of them over and over, each at its own place in the file; made once."""
+    if path.exists():
+        return path
+    ended = np.arange(length) == length - 1
+    pool = []
+    for rng in np.random.default_rng(0).spawn(different):
+        pool.append(
+            Episode(
+                observation=rng.standard_normal((length + 1, OBSERVATION), dtype=np.float32),
+                action=rng.uniform(-1, 1, (length, ACTION)).astype(np.float32),
+                reward=rng.standard_normal(length, dtype=np.float32) + 1,
+                terminated=ended,
+                truncated=np.zeros(length, bool),
+            )
+        )
+    store = Store.create(path, replace(SPEC, max_episode_steps=length))
+    store.extend(pool[number % different] for number in range(episodes))
+    store.close()
+    return path

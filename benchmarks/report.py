@@ -160,3 +160,11 @@ def time_of(seconds: float) -> str:
 def megabytes(size: int) -> str:
     """Bytes as MB, "" where they were not measured."""
     return f"{size / 1e6:,.0f} MB" if size else ""
+
+
+def bytes_of(size: float) -> str:
+    """Bytes in the unit that reads best."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.3g} B"

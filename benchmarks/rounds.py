@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from statistics import median
@@ -230,6 +231,12 @@ def _turn(contestant: Contestant, count: int, settings: Settings) -> tuple[float
             break
     others, spent = min(turns)
     return spent, others
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's answer, from a process of its own: neither memory nor threads of others are in it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def tell(line: str) -> None:

@@ -100,7 +100,7 @@ def _training(name: str, method: Method, source: Source, training: Training, sec
     try:
         with tempfile.TemporaryDirectory(prefix="foretoken-estimate-") as folder, suppress(_Enough), _silent():
             train(method, source, quiet, Path(folder), seed=0, stage=name.removeprefix("stage "), progress=False)
-        marks.append(time.perf_counter())
+            marks.append(time.perf_counter())  # the end of the last update, which no later one marks
     finally:
         del source.advance
     each = (marks[-1] - marks[WARM]) / (len(marks) - 1 - WARM) if len(marks) > WARM + 1 else marks[-1] - marks[0]

@@ -4,6 +4,7 @@ Row 0 of every block is zeros: the step at address a is row a + 1, so that the p
 mask. What was appended counts; bytes in the file beyond it are leftovers of a writer that died.
 """
 
+import mmap
 import os
 from pathlib import Path
 from typing import IO, Protocol
@@ -11,6 +12,10 @@ from typing import IO, Protocol
 import numpy as np
 
 from foretoken.core.errors import DataError
+
+LARGE, NARROW = 1 << 28, 512
+"""Bytes of a file, and of a row. Where a file is larger and its rows are narrower, the system shall not read ahead of a drawn
+row: it would fetch a hundred times what a window holds, and drop the pages of others for it where memory is short."""
 
 
 class Block(Protocol):
@@ -21,6 +26,10 @@ class Block(Protocol):
     @property
     def array(self) -> np.ndarray:
         """(1 + rows, width), read-only by convention; kept arrays stay valid when the block grows."""
+
+    @property
+    def in_order(self) -> np.ndarray:
+        """The same rows, for who reads from one end to the other."""
 
     def append(self, values: np.ndarray) -> None:
         """Adds (n, width) rows; durable only after `sync`."""
@@ -42,6 +51,10 @@ class MemoryBlock:
         if len(self._view) != 1 + self.rows or self._view.base is not self._kept:
             self._view = self._kept[: 1 + self.rows]
         return self._view
+
+    @property
+    def in_order(self) -> np.ndarray:
+        return self.array
 
     def append(self, values: np.ndarray) -> None:
         needed = 1 + self.rows + len(values)
@@ -72,6 +85,7 @@ class FileBlock:
         self.path, self.rows = path, rows
         self._dtype, self._width = np.dtype(dtype), width
         self._mapped: np.ndarray | None = None
+        self._ordered: np.ndarray | None = None
         self._file: IO[bytes] | None = None
         self._check_size()
 
@@ -96,9 +110,28 @@ class FileBlock:
     @property
     def array(self) -> np.ndarray:
         if self._mapped is None or len(self._mapped) != 1 + self.rows:
-            mapped = np.memmap(self.path, self._dtype, "r", shape=(1 + self.rows, self._width))
-            self._mapped = np.asarray(mapped)
+            self._mapped = self._map(scattered=self._is_scattered())
         return self._mapped
+
+    @property
+    def in_order(self) -> np.ndarray:
+        if not self._is_scattered():
+            return self.array
+        if self._ordered is None or len(self._ordered) != 1 + self.rows:
+            self._ordered = self._map(scattered=False)
+        return self._ordered
+
+    def _is_scattered(self) -> bool:
+        """Whether a drawn window is some pages of a large file; where the system takes no such advice, never."""
+        narrow = self._width * self._dtype.itemsize <= NARROW
+        return narrow and self._size(self.rows) >= LARGE and hasattr(mmap, "MADV_RANDOM")
+
+    def _map(self, scattered: bool) -> np.ndarray:
+        with open(self.path, "rb") as file:
+            pages = mmap.mmap(file.fileno(), self._size(self.rows), access=mmap.ACCESS_READ)
+        if scattered:
+            pages.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(pages, self._dtype).reshape(1 + self.rows, self._width)
 
     def append(self, values: np.ndarray) -> None:
         if self._file is None:
@@ -110,7 +143,7 @@ class FileBlock:
 
     def truncate(self, rows: int) -> None:
         """Forgets later rows, in the file too; leftovers beyond the block's rows go with them."""
-        self._mapped = None
+        self._mapped = self._ordered = None
         os.truncate(self.path, self._size(rows))
         self.rows = rows
 

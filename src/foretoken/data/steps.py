@@ -108,11 +108,11 @@ class Steps:
         return known[1]
 
     def slice(self, leaf: str, low: int, high: int) -> np.ndarray:
-        """A leaf column at addresses low..high, as a view of shape (high - low, *shape)."""
+        """A leaf column at addresses low..high, as a view of shape (high - low, *shape), for reading in order."""
         if leaf in self._definitions:
-            return self._derive(leaf).array[1 + low : 1 + high].reshape(high - low, *self._definitions[leaf].shape)
+            return self._derive(leaf).in_order[1 + low : 1 + high].reshape(high - low, *self._definitions[leaf].shape)
         column = self.layout.columns[leaf]
-        rows = self.blocks[column.block].array[1 + low : 1 + high, column.offset : column.offset + column.size]
+        rows = self.blocks[column.block].in_order[1 + low : 1 + high, column.offset : column.offset + column.size]
         return rows.reshape(high - low, *column.shape)
 
     def leaves(self, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Stores: opening, refusing, appending durably, growing, views, statistics, size."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -293,6 +294,22 @@ def test_killed_at_any_moment(tmp_path):
     for number in range(1, store.num_episodes):
         np.testing.assert_array_equal(store.episode(number).observation, episode(7, number).observation)
     store.append(episode(2))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_RANDOM"), reason="this system takes no advice on how files are read")
+def test_large_files_are_mapped_for_either_way_of_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr("foretoken.data.blocks.LARGE", 1)
+    plain, store = filled(None, 5, 3), filled(tmp_path / "store", 5, 3)
+    for lengths in ((), (7,)):
+        for one in (plain, store):
+            one.extend(episode(n) for n in lengths)
+        at, columns = np.arange(-1, store.num_steps), ("observation", "action", "return_to_go")
+        torch.testing.assert_close(dict(store.gather(at, columns)), dict(plain.gather(at, columns)), rtol=0, atol=0)
+        mean = store.statistics("observation")[""].mean
+        np.testing.assert_array_equal(mean, plain.statistics("observation")[""].mean)
+        block = store._steps.blocks["steps-float32"]
+        assert block.array is not block.in_order and block.array is block.array and block.in_order is block.in_order
+        assert not block.array.flags.writeable
 
 
 def test_subset_is_a_view_of_the_same_files(tmp_path):
