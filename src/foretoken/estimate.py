@@ -26,6 +26,7 @@ from foretoken.training.loop import Training, train
 
 log = logging.getLogger(__name__)
 WARM, LEAST = 3, 8  # updates that do not count, and how many must
+PATIENCE = 10  # times the seconds asked for: after so long one that counts is enough
 CHECKED = 0.4  # of an update, a held-out batch: it needs no gradient
 
 
@@ -53,12 +54,12 @@ class _Enough(Exception):
 
 
 def estimate(experiment: Experiment, seconds: float = 3.0) -> Estimate:
-    """What `run(experiment, ...)` will take on this machine; each measurement takes about `seconds`.
+    """What `run(experiment, ...)` will take on this machine; each measurement takes about `seconds`, longer where updates do.
 
     Raises what the run would raise at its start.
     """
     spent: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="foretoken-estimate-") as folder, _Memory() as memory:
+    with tempfile.TemporaryDirectory(prefix="foretoken-estimate-") as folder, Memory() as memory:
         began = time.perf_counter()
         source = _source(experiment.source, experiment, experiment.training, Path(folder))
         method = build(experiment, source)
@@ -88,7 +89,8 @@ def _training(name: str, method: Method, source: Source, training: Training, sec
 
     def timed(update: int):  # type: ignore[no-untyped-def]
         marks.append(time.perf_counter())
-        if len(marks) > WARM + LEAST and marks[-1] - marks[WARM] > seconds:
+        patient = marks[-1] - marks[0] <= PATIENCE * seconds
+        if len(marks) > WARM + (LEAST if patient else 1) and marks[-1] - marks[WARM] > seconds:
             raise _Enough
         return advance(update)
 
@@ -162,10 +164,10 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-class _Memory:
+class Memory:
     """The most memory that this process holds, files that it maps left out, looked at every few milliseconds."""
 
-    def __enter__(self) -> "_Memory":
+    def __enter__(self) -> "Memory":
         self.most, self._over = 0, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()

@@ -1,8 +1,7 @@
-"""Experiment, Stage, Weights, Claim and what runs them: plain dataclasses and a few short functions."""
+"""Experiment, Stage, Weights, Claim, Run, and what runs an experiment: plain dataclasses and a few short functions."""
 
 import datetime
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -27,8 +26,6 @@ from foretoken.training import checkpoint
 from foretoken.training.loop import Training, launch, train
 
 FORMAT, VERSION = "foretoken-run", 1
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +90,7 @@ class Claim:
         metric: figures of one finished run.
         seeds: every arm is run once with each.
         holds: named conditions on `{arm: [figures by seed]}`; the claim holds when all of them do.
-        minutes: expected on two cores.
+        minutes: expected on two cores, with as many runs side by side as `foretoken claim` takes unasked.
     """
 
     says: str
@@ -322,62 +319,3 @@ def _write_json(file: Path, tree: Any) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     os.replace(part, file)
-
-
-def run_claim(
-    key: str, claim: Claim, out: Path, *, progress: bool = True, tell: Callable[[str], None] = log.info
-) -> dict[str, Any]:
-    """Runs every arm over its seeds, continuing what an earlier call left, and answers the record that `results/<key>.json` holds."""
-    figures: dict[str, list[Mapping[str, float]]] = {}
-    minutes = 0.0
-    for arm, experiment in claim.arms.items():
-        figures[arm] = []
-        for seed in claim.seeds:
-            folder = out / arm / f"seed-{seed}"
-            before = Run.open(folder) if (folder / "run.json").exists() else None
-            if before is not None and before.experiment != experiment.replace(seed=seed):
-                raise ConfigError(
-                    f"{folder} holds a run with other settings than this arm's; remove it, or give another folder by --out"
-                )
-            finished = before is not None and before.about["status"] == "finished"
-            tell(f"claim {key}: arm {arm}, seed {seed}{' (done before)' if finished else ''}")
-            if before is not None and finished:
-                done = before
-            else:
-                resume = folder.exists() and any(folder.iterdir())
-                done = run(experiment.replace(seed=seed), folder, resume=resume, progress=progress)
-            figures[arm].append(claim.metric(done))
-            minutes += _minutes(done)
-    conditions = {name: bool(value) for name, value in claim.holds(figures).items()}
-    arms = {
-        arm: {name: _summary([one[name] for one in rows]) for name in rows[0]} | {"seeds": list(claim.seeds)}
-        for arm, rows in figures.items()
-    }
-    record = {
-        "key": key,
-        "verdict": "holds" if all(conditions.values()) else "does not hold",
-        "says": claim.says,
-        "conditions": conditions,
-        "arms": arms,
-        "minutes": round(minutes, 1),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        **surroundings(),
-    }
-    return record
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    """Mean, its 95 % interval by Student's t over seeds, and the values themselves."""
-    from scipy import stats
-
-    array = np.asarray(values, dtype=np.float64)
-    mean, count = float(array.mean()), len(array)
-    if count == 1:
-        return {"mean": mean, "interval": None, "values": array.tolist()}
-    half = float(stats.t.ppf(0.975, count - 1) * array.std(ddof=1) / count**0.5)
-    return {"mean": mean, "interval": [mean - half, mean + half], "values": array.tolist()}
-
-
-def _minutes(done: Run) -> float:
-    lines = (done.path / "metrics.jsonl").read_text().splitlines() if (done.path / "metrics.jsonl").exists() else []
-    return json.loads(lines[-1]).get("time/seconds", 0.0) / 60 if lines else 0.0

@@ -1,11 +1,15 @@
 """What a run will cost, told beforehand: its parts, and that nothing of the measuring stays."""
 
+import time
+
 import pytest
 import torch
 
-from foretoken.estimate import Estimate, estimate
+from foretoken.estimate import WARM, Estimate, estimate
 from foretoken.systems.imitation import behavior_transformer
 from foretoken.systems.memory import gated_transformer_xl
+from foretoken.systems.offline import decision_transformer
+from foretoken.training.sources import OfflineSource
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,20 @@ def test_twice_the_updates_cost_twice(tmp_path):
         for part in (run.replace(training=run.training.replace(updates=updates)) for updates in (1_000, 20_000))
     ]
     assert 5 < costs[1] / costs[0] < 80
+
+
+def test_few_slow_updates_are_enough(monkeypatch):
+    run, begun, advance = decision_transformer.smoke(), [], OfflineSource.advance
+
+    def slow(source, update):
+        begun.append(update)
+        time.sleep(0.05)
+        return advance(source, update)
+
+    monkeypatch.setattr(OfflineSource, "advance", slow)
+    found = estimate(run.replace(training=run.training.replace(evaluate_every=0)), seconds=0.01)
+    assert len(begun) == WARM + 1
+    assert next(value for name, value in found.seconds.items() if "updates" in name) > 0.05 * run.training.updates
 
 
 def test_text_tells_the_large_parts_alone():

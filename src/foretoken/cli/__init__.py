@@ -91,7 +91,7 @@ def _help() -> str:
 
 def _explain(problem: BaseException) -> int:
     if isinstance(problem, KeyboardInterrupt):
-        return _say("stopped", code=130)
+        return _say(str(problem) or "stopped", code=130)
     from foretoken.core.errors import ForetokenError
 
     if isinstance(problem, ForetokenError):
@@ -101,11 +101,23 @@ def _explain(problem: BaseException) -> int:
     return _say(f"unexpected {type(problem).__name__}: {problem}; --debug shows where", code=2)
 
 
+_WAYS_OUT = {
+    errno.EACCES: "permission denied; give a path that you may read and write",
+    errno.EPERM: "permission denied; give a path that you may read and write",
+    errno.EROFS: "nothing can be written there; give another path",
+    errno.EEXIST: "a file is there and a folder is needed; give another path",
+    errno.ENOTDIR: "a file is there and a folder is needed; give another path",
+    errno.EISDIR: "a folder is there and a file is needed; give another path",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+}
+
+
 def _os_error(problem: OSError) -> str:
-    about: Any = problem.filename
+    about: Any = f"{problem.filename}: " if problem.filename else ""
     if problem.errno == errno.ENOSPC:
-        return f"{f'{about}: ' if about else ''}the disk is full; make room, or write elsewhere (--out)"
-    return f"{about}: {problem.strerror}" if about and problem.strerror else str(problem)
+        return f"{about}the disk is full; make room, or write elsewhere (--out)"
+    told = _WAYS_OUT.get(problem.errno or 0, problem.strerror)
+    return f"{about}{told}" if about and told else str(problem)
 
 
 def _say(message: str, code: int = 2) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from foretoken.cli import results
 from foretoken.cli.show import result_text
-from foretoken.cli.terminal import Parser, print_json, say, whole_numbers
+from foretoken.cli.terminal import Parser, count, print_json, say, whole_numbers
 from foretoken.core import catalogue
 from foretoken.core.catalogue import Entry
 from foretoken.core.errors import ConfigError
@@ -23,6 +23,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("system", help="file name or key, as `foretoken list` shows it")
     parser.add_argument("--seeds", type=whole_numbers, metavar="N,N", help="other seeds than the claim's own")
     parser.add_argument("--out", metavar="FOLDER", help="where the runs go (default: runs/claims/<key>)")
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="runs side by side, each in a process of its own that takes about half a gigabyte (default: one for each core that "
+        "this process may use, over the threads of a run); results are the same, 1 trains in this process",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
@@ -30,13 +37,15 @@ def main(argv: list[str]) -> int:
     claim = _claim(entry)
     if options.seeds is not None:
         claim = replace(claim, seeds=options.seeds)
-    from foretoken.experiment import run_claim
+    from foretoken.claims import default_workers, run_claim
 
+    workers = options.workers or default_workers(claim)
     out = Path(options.out or Path("runs") / "claims" / entry.card.key)
     say(
-        f"{len(claim.arms)} arms, {len(claim.seeds)} seeds, runs in {out}; its own seeds take about {claim.minutes:g} minutes"
+        f"{len(claim.arms)} arms, {len(claim.seeds)} seeds, runs in {out}, up to {workers} at a time; "
+        f"its own seeds take about {claim.minutes:g} minutes on two cores"
     )
-    record = run_claim(entry.card.key, claim, out, progress=not options.quiet, tell=say)
+    record = run_claim(entry.card.key, claim, out, workers=workers, progress=not options.quiet, tell=say)
     file = results.file_of(entry)
     _write(file, record)
     if options.json:

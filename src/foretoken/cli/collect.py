@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foretoken.cli.terminal import Parser, count, number, say
+from foretoken.cli.terminal import Parser, count, number, say, some, whole
 from foretoken.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     if not options.no_minari:
         _check_free(beside / identifier)
     policy, more = _player(options)
-    say(f"playing {options.episodes} episodes of {options.environment} into {out}")
+    say(f"playing {some(options.episodes, 'episode')} of {options.environment} into {out}")
     store = collect(
         options.environment,
         policy,
@@ -59,7 +59,9 @@ def _parser() -> Parser:
     parser.add_argument("--target", type=float, metavar="R", help="the return that the run's policy is asked for")
     parser.add_argument("--best", action="store_true", help="the run's best checkpoint instead of the last")
     parser.add_argument("--mode", action="store_true", help="the policy's likeliest actions, without exploring")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes initial states and noise (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole, default=0, metavar="N", help="fixes initial states and noise (default: 0)"
+    )
     parser.add_argument(
         "--num-slots",
         type=count,
@@ -68,7 +70,11 @@ def _parser() -> Parser:
         help="episodes played at once; changes the speed only (default: 8)",
     )
     parser.add_argument(
-        "--max-steps", type=int, default=0, metavar="N", help="cut episodes after so many actions (default: its limit)"
+        "--max-steps",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="cut episodes after so many actions (default: its limit)",
     )
     parser.add_argument(
         "--floats",
@@ -119,7 +125,7 @@ def _told(store: "Store", out: Path) -> str:
     returns = store.episodes["return"]
     known = {"mean": returns.mean(), "lowest": returns.min(), "highest": returns.max()}
     figures = ", ".join(f"{name} {number(float(value))}" for name, value in known.items())
-    return f"store: {out}\n{store.num_episodes} episodes, {store.num_actions} actions; return {figures}"
+    return f"store: {out}\n{some(store.num_episodes, 'episode')}, {some(store.num_actions, 'action')}; return {figures}"
 
 
 def _write_minari(store: "Store", folder: Path, identifier: str) -> str:

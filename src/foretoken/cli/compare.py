@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foretoken.cli.terminal import Parser, print_json, table
+from foretoken.cli.terminal import Parser, print_json, some, table
 from foretoken.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     print(table([(name, mean, str(file)) for name, mean, file in sides], ("", "mean return", "evaluation")))
     print(f"\n{found.verdict}")
     if found.unpaired:
-        print(f"{found.unpaired} episodes that only one side played were left out")
+        print(f"left out: {some(found.unpaired, 'episode')} that only one side played")
     return 0
 
 

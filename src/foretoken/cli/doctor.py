@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from foretoken.cli.terminal import Parser, print_json, wrap
+from foretoken.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from foretoken.data.findings import Finding
@@ -14,12 +15,17 @@ def main(argv: list[str]) -> int:
         "doctor",
         "Looks through a store for what commonly spoils training; changes nothing. Exit code 1 when there are errors.",
     )
-    parser.add_argument("store", help="a store's folder, a dataset file, or a packaged dataset")
+    parser.add_argument(
+        "store", nargs="?", help="a store's folder, a dataset file, or a packaged dataset; without one, those are named"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     from foretoken.data.doctor import examine
-    from foretoken.training.sources import resolve_store
+    from foretoken.training.sources import packaged_names, resolve_store
 
+    if options.store is None:
+        names = ", ".join(packaged_names())
+        raise ConfigError(f"doctor needs a store's folder, a dataset file, or a packaged dataset, one of {names}")
     findings = examine(resolve_store(options.store))
     if options.json:
         print_json([finding.to_json() for finding in findings])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foretoken.cli.terminal import Parser, count, numbers, print_json, say
+from foretoken.cli.terminal import Parser, count, numbers, print_json, say, some, whole
 from foretoken.core.errors import CheckpointError, ConfigError
 from foretoken.core.spec import Spec
 
@@ -27,12 +27,10 @@ def main(argv: list[str]) -> int:
     if options.json:
         print_json(found.to_json() | {"file": str(file)})
         return 0
-    from foretoken.evaluation.scores import score_card
+    from foretoken.evaluation.scores import for_card, score_card
 
-    before = [one for one in run.evaluations() if one.environment == found.environment]
-    print(
-        f"{score_card([*before, found]).text()}\n{len(found.records)} episodes in {found.seconds:.1f} s, kept in {file}"
-    )
+    card = score_card(for_card([*run.evaluations(), found]))
+    print(f"{card.text()}\n{some(len(found.records), 'episode')} in {found.seconds:.1f} s, kept in {file}")
     return 0
 
 
@@ -54,7 +52,7 @@ def _parser() -> Parser:
     parser.add_argument("--costs", type=numbers, metavar="C,C", help="limits of cost to ask for (default: as set)")
     parser.add_argument("--best", action="store_true", help="the best checkpoint instead of the last")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="fixes initial states and noise (default: the run's seed)"
+        "--seed", type=whole, metavar="N", help="fixes initial states and noise (default: the run's seed)"
     )
     parser.add_argument("--num-slots", type=count, metavar="N", help="episodes played at once; changes the speed only")
     parser.add_argument(

@@ -1,14 +1,20 @@
 """`foretoken import PATH`: a dataset of another project becomes a store; says what it found."""
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foretoken.cli.doctor import listed
-from foretoken.cli.terminal import Parser, numbers, print_json, say
+from foretoken.cli.terminal import Parser, numbers, print_json, say, whole
+from foretoken.core.errors import ConfigError, ForetokenError
+
+if TYPE_CHECKING:
+    from foretoken.data.findings import Finding
+    from foretoken.data.store import Store
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    from foretoken.core.errors import ConfigError
     from foretoken.data.imports import import_dataset
 
     bounds = options.action_bounds
@@ -18,16 +24,33 @@ def main(argv: list[str]) -> int:
         )
     out = Path(options.out or Path("stores") / _name(Path(options.path)))
     say(f"importing {options.path} into {out}")
-    _, findings = import_dataset(
+    store, findings = import_dataset(
         options.path, out, format=options.format, floats=options.floats, environment=options.environment,
         max_episode_steps=options.max_episode_steps, action_bounds=bounds, ends=options.ends, overwrite=options.overwrite,
     )  # fmt: skip
+    findings += _unplayable(options.environment, store)
     if options.json:
         print_json({"store": str(out), "findings": [finding.to_json() for finding in findings]})
     else:
         print(listed(findings))
         print(f"store: {out}\n`foretoken doctor {out}` looks deeper")
     return 0
+
+
+def _unplayable(environment: str, store: "Store") -> "list[Finding]":
+    """A warning where the environment that was named does not exist here, or has other spaces than the data."""
+    from foretoken.data.findings import Finding
+    from foretoken.envs.make import make
+    from foretoken.envs.spaces import check_same
+
+    if not environment:
+        return []
+    try:
+        with contextlib.closing(make(environment)) as env:
+            check_same(store.spec, env)
+    except ForetokenError as problem:
+        return [Finding("environment", "warning", f"the data cannot be played in {environment}: {problem}.")]
+    return []
 
 
 def _parser() -> Parser:
@@ -43,7 +66,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--max-episode-steps",
-        type=int,
+        type=whole,
         default=0,
         metavar="N",
         help="its time limit (default: of the registered environment)",

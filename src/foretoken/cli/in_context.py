@@ -41,9 +41,10 @@ def main(argv: list[str]) -> int:
 
 def _curves(folder: Path, *, quiet: bool) -> list:
     """The curves of all arms of the family's claims by environment, with those of the references and of whoever was distilled."""
+    from foretoken.claims import run_claim
     from foretoken.evaluation.in_context import reference_curves, regrets, returns_by_episode, source_curves, steps
     from foretoken.evaluation.in_context_page import Curves
-    from foretoken.experiment import Run, run_claim
+    from foretoken.experiment import Run
 
     drawn: dict[str, dict[str, list[np.ndarray]]] = {}
     # references play the same tasks whoever is compared with them: once per seed

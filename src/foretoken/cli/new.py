@@ -63,7 +63,8 @@ def _checked(family: str, name: str, free: bool) -> str:
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise ConfigError(
-            f"a system's name must be lower-case letters, digits and underscores, beginning with a letter, got {name!r}"
+            f"a system's name must be lower-case letters, digits and underscores, beginning with a letter, and no keyword of "
+            f"Python, got {name!r}"
         )
     for entry in entries:
         if module in (entry.name, entry.card.key.replace("-", "_")):

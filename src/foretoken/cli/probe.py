@@ -58,7 +58,9 @@ def _parser() -> Parser:
         "results/mixers/<mixer>.json. Run again after an interruption: what was done is kept.\n"
         "--table draws the records into docs/mixers.md instead.",
     )
-    parser.add_argument("mixer", nargs="?", metavar="MIXER", help="its file's name in foretoken.nn.mixers, or all")
+    parser.add_argument(
+        "mixer", nargs="?", metavar="MIXER", help="a name of docs/mixers.md, or all; without one, all are named"
+    )
     parser.add_argument("--seeds", type=whole_numbers, metavar="N,N", help="seeds of each task (default: 0,1,2)")
     parser.add_argument("--tasks", metavar="NAME,NAME", help="only these tasks (default: all)")
     parser.add_argument("--updates", type=count, metavar="N", help="updates of every training, to try things out")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from foretoken.cli.compare import newest
 from foretoken.cli.evaluate import checkpoint_update, single_spec, trained
-from foretoken.cli.terminal import Parser, say
+from foretoken.cli.terminal import Parser, say, some
 from foretoken.core.errors import CheckpointError, DataError, ForetokenError
 
 if TYPE_CHECKING:
@@ -27,10 +27,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="the page to write (default: RUN/report.html)")
     parser.add_argument("--no-videos", action="store_true", help="leave the videos as they are")
     options = parser.parse_args(argv)
+    from foretoken.evaluation.evaluate import read_evaluations
     from foretoken.evaluation.report import write_report
     from foretoken.experiment import Run
 
     run = Run.open(options.run)
+    read_evaluations(run.path)  # a broken one is an error, and none at all is no reason to write no page
     try:
         last = newest(run.path)
         method = cache(partial(_method, run, last))
@@ -77,7 +79,7 @@ def _film(run: "Run", last: "Evaluated", method: "Callable[[], Method]") -> list
         # later episodes of a trial would need the memory of those before
         jobs = [job_of(record) for record in choose([one for one in last.records if not one.index]).values()]
         policy = method().policy
-        say(f"filming {len(jobs)} episodes")
+        say(f"filming {some(len(jobs), 'episode')}")
         played = rollout(
             policy, last.environment, jobs, spec=single_spec(run), seed=last.seed, num_slots=len(jobs),
             max_steps=run.experiment.evaluation.max_steps, keep_actions=True,

@@ -92,9 +92,11 @@ def _deviations(card: Card) -> str:
 
 
 def result_text(record: Mapping[str, Any]) -> str:
-    made = ", ".join(
-        part for part in (record.get("date"), record.get("commit"), f"{number(record.get('minutes'))} minutes") if part
+    waited = record.get("wall_minutes") if record.get("workers", 1) > 1 else None
+    took = f"{number(record.get('minutes'))} minutes" + (
+        "" if waited is None else f", {number(waited)} with {record['workers']} workers"
     )
+    made = ", ".join(part for part in (record.get("date"), record.get("commit"), took) if part)
     parts = [f"Claim: {record['verdict']}  ({made})"]
     if record.get("says"):
         parts.append(wrap(str(record["says"]), indent=2))

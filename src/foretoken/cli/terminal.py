@@ -75,9 +75,23 @@ def _each(text: str, kind: Any, what: str) -> list[Any]:
 
 def count(text: str) -> int:
     """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {text!r}")
+    return _at_least(1, text)
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least {least}, got {text!r}")
     return int(text)
+
+
+def some(number: int, noun: str) -> str:
+    """`1 episode`, `2 episodes`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), *, indent: int = 0) -> str:

@@ -11,14 +11,13 @@ import io
 import os
 import re
 import shlex
-import sys
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretoken.cli.presets import find_preset, presets
-from foretoken.cli.terminal import Parser, print_json
+from foretoken.cli.terminal import Parser, print_json, say
 from foretoken.core import catalogue
 from foretoken.core.errors import ConfigError, ForetokenError
 
@@ -120,13 +119,14 @@ def read_settings(default: "Experiment", words: list[str], program: str) -> "Exp
 
 def _unboxed(text: str) -> str:
     """The message inside tyro's box in one line, with the nearest option where it names some."""
-    lines = [line.strip("╭╮╰╯│─ ") for line in text.splitlines()[1:]]
+    # where the terminal has no lines to draw with, tyro takes - and |
+    lines = [line.strip("╭╮╰╯│─| ") for line in text.splitlines()[1:] if line.strip("+- ")]
     ends = (i for i, line in enumerate(lines) if line.startswith(("For full helptext", "Argument helptext")))
     message, _, near = " ".join(filter(None, lines[: next(ends, len(lines))])).partition("Perhaps you meant:")
     found = re.search(r"--[\w.-]+", near)
     # of a config that refused its values, the message itself says which
     message = re.sub(r"^Error parsing (?:(--[\w.-]+: )|[\w.-]+: )", r"\1", message)
-    return message.strip() + (f" (did you mean {found[0]!r}?)" if found else "")
+    return message.strip().removesuffix(".") + (f" (did you mean {found[0]!r}?)" if found else "")
 
 
 def _resume(options: Namespace, words: list[str], settings: list[str]) -> int:
@@ -155,6 +155,7 @@ def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str
         return _tell(experiment)
     from foretoken.experiment import run
 
+    _check_environment(experiment)
     try:
         done = run(
             experiment,
@@ -163,22 +164,45 @@ def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str
             command=shlex.join(["foretoken", "train", *argv]),
             progress=not options.quiet,
         )
-    except KeyboardInterrupt:
-        if (out / "run.json").exists():
-            print(
-                f"foretoken: stopped; continue with: foretoken train --resume {shlex.quote(str(out))}", file=sys.stderr
-            )
-            return 130
-        raise
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    except KeyboardInterrupt as stop:
+        if not (out / "run.json").exists():
+            raise
+        if _leads():
+            say(f"foretoken: {_stopped(stop, out)}; continue with: foretoken train --resume {shlex.quote(str(out))}")
+        return 130
+    if _leads():
         print(_told(done))
     return 0
+
+
+def _check_environment(experiment: "Experiment") -> None:
+    """Refuses an environment that does not exist here before anything is trained for it."""
+    name = experiment.evaluation.environment
+    if name and experiment.training.evaluate_every:
+        from foretoken.envs.make import make
+
+        make(name).close()
+
+
+def _leads() -> bool:
+    """Whether this is the process that speaks, of several that train together."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _stopped(stop: KeyboardInterrupt, out: Path) -> str:
+    """What is kept of an interrupted run: all of it, or what the last checkpoint holds where Ctrl-C was pressed twice."""
+    from foretoken.training import Interrupted, checkpoint
+
+    if isinstance(stop, Interrupted):
+        return f"stopped, saved in {stop.checkpoint}"
+    last = checkpoint.latest(out)
+    return f"stopped at once, {f'last saved in {last.folder}' if last else 'nothing was saved yet'}"
 
 
 def _tell(experiment: "Experiment") -> int:
     """Settings on stdout; what they would cost, measured for some seconds, on stderr."""
     print_json(experiment.to_json())
-    print("foretoken: measuring what it would cost; Ctrl-C leaves that out", file=sys.stderr, flush=True)
+    say("foretoken: measuring what it would cost; Ctrl-C leaves that out")
     from foretoken import estimate
 
     try:
@@ -187,7 +211,7 @@ def _tell(experiment: "Experiment") -> int:
         found = "no estimate"
     except (ForetokenError, OSError) as problem:
         found = f"no estimate, the run would fail: {problem}"
-    print(f"foretoken: {found}", file=sys.stderr)
+    say(f"foretoken: {found}")
     return 0
 
 

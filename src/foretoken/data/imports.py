@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -61,12 +61,18 @@ def import_dataset(
         looks deeper.
 
     Raises:
-        ConfigError: for `ends` that do not fit the format.
+        ConfigError: for `ends` that do not fit the format, bounds in the wrong order, a negative time limit.
         DataError: for anything broken in the files, or where `out` exists and is not empty.
         UnknownName: for a format that does not exist.
         MissingExtra: where reading needs a package that is not installed.
     """
     source, target = Path(path), Path(out)
+    if max_episode_steps < 0:
+        raise ConfigError(
+            f"max_episode_steps must be at least 1, or 0 for the registered limit, got {max_episode_steps}"
+        )
+    if action_bounds is not None and not action_bounds[0] < action_bounds[1]:
+        raise ConfigError(f"action_bounds must be a lowest and a higher action, got {action_bounds}")
     _check_target(target, overwrite)
     reader = _reader(source, format)
     if ends is not None and not hasattr(reader, "ENDS"):
@@ -78,9 +84,12 @@ def import_dataset(
         action_bounds=action_bounds,
         **({} if ends is None else {"ends": ends}),
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the final rename stays within one file system
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, so that the final rename stays within one file system
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as problem:
+        raise DataError(f"no store can be made at {target} ({problem.strerror}); give another path") from None
     try:
         _fill(partial / "store", source, spec, _with_columns(episodes, columns), about, floats)
         _put(partial, target)
@@ -97,7 +106,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(
-            f"{target} exists and is not empty; give another path, or overwrite=True to replace the store there"
+            f"{target} exists and is not empty; give another path, or overwrite=True (--overwrite) to replace the store there"
         )
     if not (target / "store.json").is_file():
         raise DataError(f"{target} holds something other than a store, which is never overwritten; give another path")
@@ -105,18 +114,28 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 def _reader(path: Path, format: str | None) -> ModuleType:
     if format is not None and format not in FORMATS:
-        raise UnknownName(f"no format is called {format!r}{nearest(format, FORMATS)}; there are {list(FORMATS)}")
+        raise UnknownName(f"no format is called {format!r}{nearest(format, FORMATS)}; there are {', '.join(FORMATS)}")
     if not path.exists():
         raise DataError(f"{path} does not exist; give a Minari dataset's folder, a D4RL HDF5 file or an npz file")
     for name in (format,) if format else FORMATS:
         module = import_module(f"foretoken.data.formats.{name}")
         if format or module.sniff(path):
             return module
+    if inside := _inside(path):
+        some = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
+        raise DataError(f"{path} is a folder of other things, and one dataset is needed: give one of {some}")
+    why = "the folder is empty" if path.is_dir() and not any(path.iterdir()) else "or was cut short"
     raise DataError(
-        f"{path} is of no known format (or was cut short): a Minari folder needs metadata.json beside its data, a "
+        f"{path} is of no known format ({why}): a Minari folder needs metadata.json beside its data, a "
         "D4RL file must be HDF5 with observations and actions, an npz must be a zip of arrays; --format NAME shows the "
         "exact complaint"
     )
+
+
+def _inside(path: Path) -> list[str]:
+    """Files somewhere in a folder that look like datasets; of Minari's, the folder. At most a few."""
+    found = (part for part in sorted(path.rglob("*")) if part.suffix in (".npz", ".hdf5", ".h5"))
+    return [str(part.parents[1] if part.name == "main_data.hdf5" else part) for part in islice(found, 4)]
 
 
 def _time_limit(environment: str) -> int:

@@ -20,6 +20,7 @@ from foretoken.core.errors import DataError
 from foretoken.core.names import nearest
 from foretoken.data.blocks import Block, FileBlock, MemoryBlock
 from foretoken.data.layout import COMPUTED, Column, Layout
+from foretoken.data.lookup import Runs
 from foretoken.data.table import Table
 from foretoken.data.transforms import DERIVED, Derived
 
@@ -55,7 +56,7 @@ class Steps:
         self._definitions = {name: derived for name, derived in DERIVED.items() if name not in layout.columns}
         self._derived: dict[str, Block] = {}
         self._plans: dict[tuple[str, ...], tuple[_Read, ...]] = {}
-        self._views: dict[tuple[str, int, int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._runs_of: dict[tuple[str, int, int, int], tuple[np.ndarray, Runs]] = {}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def __len__(self) -> int:
@@ -99,18 +100,11 @@ class Steps:
             _cut(picked, read, (len(row_B), length), found)
         return found if found.keys() == set(columns) else {name: _nest(name, found) for name in columns}
 
-    def _runs(self, read: _Read, length: int) -> np.ndarray:
-        """(runs, length * entries), or (runs, length, entries) of parts of rows: every run of rows, as an overlapping view."""
+    def _runs(self, read: _Read, length: int) -> Runs:
         array, key = self._array(read), (read.block, read.low, read.high, length)
-        known = self._views.get(key)
+        known = self._runs_of.get(key)
         if known is None or known[0] is not array:
-            (count, width), size = array.shape, array.itemsize
-            shape: tuple[int, ...] = (count - length + 1, length, read.high - read.low)
-            strides: tuple[int, ...] = (width * size, width * size, size)
-            if read.high - read.low == width:
-                shape, strides = (count - length + 1, length * width), (width * size, size)
-            view: np.ndarray = np.ndarray(shape, array.dtype, array, read.low * size, strides)
-            known = self._views[key] = (array, view)
+            known = self._runs_of[key] = (array, Runs(array[:, read.low : read.high], length))
         return known[1]
 
     def slice(self, leaf: str, low: int, high: int) -> np.ndarray:

@@ -62,7 +62,10 @@ def compare(a: Evaluated, b: Evaluated, *, seed: int = 0) -> Comparison:
         DataError: the environments differ, the episodes begin differently (other seeds), or no episode is common.
     """
     if a.environment != b.environment:
-        raise DataError(f"compare needs one environment, got {a.environment!r} and {b.environment!r}")
+        raise DataError(
+            f"compare needs one environment, got {a.environment!r} and {b.environment!r}; "
+            "`foretoken evaluate RUN --environment ID` plays another of the same spaces"
+        )
     left, right = _by_key(a), _by_key(b)
     pairs = [(key, left[mine], right[theirs]) for key, mine, theirs in _matches(left, right)]
     if not pairs:

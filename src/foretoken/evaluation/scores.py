@@ -88,8 +88,7 @@ class ScoreCard:
 
     def text(self) -> str:
         """The card as aligned tables for a terminal."""
-        seeds = ", ".join(map(str, self.seeds))
-        lines = [f"{self.environment}, {_count(self.evaluations, 'evaluation')}, seed {seeds}", ""]
+        lines = [f"{self.environment}, {_count(self.evaluations, 'evaluation')}, {seeds(self)}", ""]
         rows = [(score.name, _short(score.value), _between(score.interval), score.rule) for score in self.scores]
         lines += _table(("score", "value", "95 % interval", "rule"), rows)
         if any(entry.target is not None for entry in self.targets) or len(self.targets) > 1:
@@ -97,9 +96,28 @@ class ScoreCard:
             told = len(head) - all(entry.success is None for entry in self.targets)
             lines += ["", *_table(head[:told], [_target_row(entry)[:told] for entry in self.targets])]
         if self.asked:
-            gap, rank = _short(self.asked["gap"]), _short(self.asked["spearman"])
-            lines += ["", f"asked against achieved: mean absolute gap {gap}, Spearman {rank}"]
+            rank = f", Spearman {_short(self.asked['spearman'])}" if len(self.targets) > 1 else ""
+            lines += ["", f"asked against achieved: mean absolute gap {_short(self.asked['gap'])}{rank}"]
         return "\n".join(lines) + "\n"
+
+
+def seeds(card: ScoreCard) -> str:
+    """ "seed 0", "seeds 0 and 7"."""
+    return f"seed{'s' if len(card.seeds) > 1 else ''} {' and '.join(map(str, card.seeds))}"
+
+
+def while_training(found: Evaluated) -> bool:
+    """Whether training played it, and nobody asked for it by hand: `foretoken evaluate` names its files `user-...`."""
+    return found.file is None or not found.file.stem.startswith("user-")
+
+
+def for_card(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
+    """Those of a run's evaluations, oldest first, that its card is made of: the last, and those of training in its environment.
+
+    Earlier ones that were asked for by hand are left out: a best over them would grow with how often one asked.
+    """
+    *before, last = evaluations
+    return [*(one for one in before if one.environment == last.environment and while_training(one)), last]
 
 
 def score_card(evaluations: Sequence[Evaluated], *, seed: int = 0) -> ScoreCard:
@@ -158,7 +176,8 @@ def _best_over_training(evaluations: Sequence[Evaluated], target: float | None, 
     best = max(known, key=lambda evaluation: evaluation.returns(target).mean())
     returns = best.returns(target)
     chosen = f"best of {len(known)} evaluations (update {best.update}), picked on these episodes"
-    picked = chosen if len(known) > 1 else "the only evaluation"
+    only = "the only evaluation" + (" at this target" if len(evaluations) > 1 else "")
+    picked = chosen if len(known) > 1 else only
     return _mean_score("best over training", returns, f"{_rule(returns, target)}, {picked}", seed)
 
 
@@ -177,9 +196,7 @@ def _normalised(environment: str, last: Score) -> list[Score]:
     except UnknownName:
         return []
     value, low, high = map(float, found.values)
-    table = (
-        f"0 = {_short(found.reference.low)}, 100 = {_short(found.reference.high)} of the table {found.reference.table}"
-    )
+    table = f"0 = {_short(found.reference.low)}, 100 = {_short(found.reference.high)} of the table '{found.reference.table}'"
     note = f" ({found.reference.note})" if found.reference.note else ""
     return [Score("normalised", value, f"{last.rule}; {table}{note}", last.episodes, Interval(value, low, high))]
 

@@ -273,6 +273,8 @@ def _open(
     env.reset(seed=reset_seed)
     if not _is_mujoco(env):
         _close(env)
+        if isinstance(environment, str) and "rgb_array" not in (env.metadata.get("render_modes") or ()):
+            raise CannotRender(f"{environment} draws no pictures, and only MuJoCo environments can be sketched without")
         raise CannotRender(
             f"{_title(environment)} cannot be drawn here: {reason}; only MuJoCo environments can be sketched without it. "
             "Install what the environment's renderer needs (for OpenGL on a bare machine: libegl1, libgl1)"

@@ -79,6 +79,7 @@ class ConditionedCloningConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.at_least(context=1)
         if not 0 <= self.look_back <= self.context:
             raise ConfigError(f"look_back must lie in 0 .. context, got {self.look_back} and context={self.context}")
         if self.reading == "stream" and isinstance(self.time, WindowTimeConfig):

@@ -279,12 +279,16 @@ def latest(run: Path) -> Checkpoint | None:
     problems = []
     for folder in reversed(checkpoints(run)):
         try:
-            return verify(folder)
+            found = verify(folder)
         except CheckpointError as problem:
-            log.warning("passing over a checkpoint: %s", problem)
             problems.append(problem)
+            continue
+        for passed in problems:
+            log.warning("passing over a checkpoint: %s", passed)
+        return found
     if problems:
-        raise problems[0]
+        way_out = f"copy it anew, or remove {Path(run) / 'checkpoints'} and resume, which trains from the start"
+        raise CheckpointError(f"{problems[0]}; no older one is whole: {way_out}")
     return None
 
 

@@ -179,7 +179,8 @@ class Progress:
     def _draw(self, done: int, now: float) -> None:
         rate = (done - self.began_at) / max(now - self.started, 1e-9)
         left = clock((self.updates - done) / rate) if rate > 0 else "?"
-        line = f"{done}/{self.updates} updates  {rate:.1f}/s  {left} left  {self.note}".rstrip()
+        speed = f"{rate:.1f}/s  {left} left" if done > self.began_at or done < self.updates else "done before"
+        line = f"{done}/{self.updates} updates  {speed}  {self.note}".rstrip()
         if self.live:
             filled = 20 * done // max(1, self.updates)
             self.out.write(f"\r[{'#' * filled}{'.' * (20 - filled)}] {line}\x1b[K")

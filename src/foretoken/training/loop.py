@@ -131,15 +131,24 @@ def launch(training: Training) -> "Fabric":
 
     With `devices` > 1, call it before the run's folder is made and give the result to `train`; only the process with
     `fabric.global_rank == 0` should write files.
+
+    Raises:
+        ConfigError: the accelerator, or so many of it, is not here.
     """
     from lightning_fabric import Fabric
 
-    fabric = Fabric(
-        accelerator=training.accelerator,
-        devices=training.devices,
-        strategy="ddp" if training.devices > 1 else "auto",
-        precision=training.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            strategy="ddp" if training.devices > 1 else "auto",
+            precision=training.precision,
+        )
+    except (RuntimeError, ValueError) as problem:
+        raise ConfigError(
+            f"training needs {training.devices} x {training.accelerator!r}, which is not here ({str(problem).split('. ')[0]}); "
+            "accelerator='auto' takes what there is"
+        ) from None
     fabric.launch()
     return fabric
 
@@ -427,9 +436,9 @@ class _Loop:
 
     def _interrupted(self) -> Interrupted:
         folder = self.saved or checkpoint.folder_of(self.out, self.done)
-        message = f"stopped after update {self.done}, saved in {folder}; continue with resume=True (--resume)"
-        log.warning(message)
-        return Interrupted(message, folder)
+        return Interrupted(
+            f"stopped after update {self.done}, saved in {folder}; continue with resume=True (--resume)", folder
+        )
 
     def _same_everywhere(self) -> None:
         """Every process starts from the first one's weights and statistics."""

@@ -9,6 +9,7 @@ together they see exactly the batch that one process would see.
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from foretoken.core.method import Method
 from foretoken.core.names import nearest
 from foretoken.core.spec import Window
 from foretoken.core.state import nbytes
-from foretoken.data.embedded import cache_folder, embedded_names, open_embedded
+from foretoken.data.embedded import cached_store, embedded_names, open_embedded
 from foretoken.data.imports import import_dataset
 from foretoken.data.mixture import Mixture
 from foretoken.data.store import Store, open_store
@@ -38,6 +39,11 @@ from foretoken.training.seeding import mix
 log = logging.getLogger(__name__)
 
 _AHEAD_BATCHES, _AHEAD_BYTES = 16, 1 << 24  # what an offline source draws ahead at most
+
+
+def packaged_names() -> list[str]:
+    """Names of the datasets that come with the package, embedded or made by a recipe."""
+    return [*embedded_names(), *recipe_names()]
 
 
 def resolve_store(name: str) -> Store:
@@ -58,18 +64,19 @@ def resolve_store(name: str) -> Store:
     if name in recipe_names():
         return open_recipe(name)
     if not path.exists():
-        names = [*embedded_names(), *recipe_names()]
+        names = packaged_names()
         raise UnknownName(
-            f"no store, dataset file or packaged dataset is called {name!r}{nearest(name, names)}; packaged are {names}"
+            f"no store, dataset file or packaged dataset is called {name!r}{nearest(name, names)}; "
+            f"`foretoken import DATASET --out {shlex.quote(name)}` makes a store there; {len(names)} datasets come with the "
+            f"package ({', '.join(names[:3])}, ...), `foretoken doctor` names them"
         )
-    cached = cache_folder() / "stores" / f"{path.stem}-{_fingerprint(path)}"
-    if (cached / "store.json").is_file():
-        return open_store(cached)
-    log.info("importing %s into %s", path, cached)
-    store, findings = import_dataset(path, cached)
-    for finding in findings:
-        log.info("%s: %s", finding.severity, finding.message)
-    return store
+
+    def write(out: Path) -> None:
+        log.info("importing %s into the cache", path)
+        for finding in import_dataset(path, out)[1]:
+            log.info("%s: %s", finding.severity, finding.message)
+
+    return cached_store(f"{path.stem}-{_fingerprint(path)}", write)
 
 
 def _fingerprint(path: Path) -> str:

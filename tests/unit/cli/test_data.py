@@ -28,6 +28,13 @@ def test_minari_opens_what_collect_wrote(foretoken, monkeypatch) -> None:
         np.testing.assert_array_equal(episode.observations, kept.episode(number).observation)
 
 
+def test_a_world_of_the_package_is_collected_with_its_copy(foretoken) -> None:
+    answer = foretoken("collect", "foretoken/TMaze-Mixed-30-v0", "--episodes", 2, "--out", "maze")
+    assert answer.code == 0, answer.err
+    assert foretoken("import", "maze/minari/foretoken-TMaze-Mixed-30-v0-random-v0", "--out", "again").code == 0
+    assert open_store("again").spec.environment == "foretoken/TMaze-Mixed-30-v0"
+
+
 def test_minari_can_be_left_out_or_put_elsewhere(foretoken) -> None:
     foretoken("collect", "CartPole-v1", "--episodes", 1, "--out", "a", "--no-minari")
     foretoken("collect", "CartPole-v1", "--episodes", 1, "--out", "b", "--minari", "elsewhere")
@@ -100,15 +107,40 @@ def test_import_names_the_store_after_the_dataset(inside, store, foretoken) -> N
         (("file.txt",), "file.txt is of no known format"),
         (("file.txt", "--format", "minary"), "did you mean 'minari'"),
         (("file.txt", "--action-bounds", "1"), "--action-bounds needs a lowest and a highest"),
+        (("file.txt", "--action-bounds", "1,-1"), "must be a lowest and a higher action, got (1.0, -1.0)"),
+        (("file.txt", "--max-episode-steps", "-5"), "at least 0, got '-5'"),
         (("file.txt", "--out", "full"), "full exists and is not empty"),
+        (("file.txt", "--out", "full"), "--overwrite"),
+        (("void",), "the folder is empty"),
+        (("sets",), "one dataset is needed: give one of sets/a.npz, sets/b/c.hdf5, sets/d"),
     ],
 )
 def test_what_import_refuses(words, told, foretoken) -> None:
     Path("file.txt").write_text("nothing")
     Path("full").mkdir()
-    Path("full/file").touch()
+    for file in ("full/file", "sets/a.npz", "sets/b/c.hdf5", "sets/d/data/main_data.hdf5", "void"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch() if file != "void" else Path(file).mkdir()
     answer = foretoken("import", *words)
     assert answer.code == 2 and told in answer.err and not Path("stores").exists()
+
+
+def test_import_warns_of_an_environment_that_the_data_cannot_be_played_in(store, foretoken) -> None:
+    dataset = store / "minari" / "Pendulum-v1-random-v0"
+    for name, told in (
+        ("Pendulm-v1", "did you mean 'Pendulum-v1'"),
+        ("CartPole-v1", "(4,) in CartPole-v1"),
+        ("Pendulum-v1", ""),
+    ):
+        found = json.loads(foretoken("import", dataset, "--environment", name, "--out", name, "--json").out)["findings"]
+        warned = [finding["message"] for finding in found if finding["code"] == "environment"]
+        assert (len(warned) == 1 and told in warned[0]) if told else not warned
+
+
+def test_a_store_that_cannot_be_made_is_told(store, foretoken) -> None:
+    Path("file").touch()
+    answer = foretoken("import", store / "minari" / "Pendulum-v1-random-v0", "--out", "file/store")
+    assert answer.code == 2 and "no store can be made at file/store" in answer.err and "another path" in answer.err
 
 
 def test_import_is_told_what_ends_an_episode(foretoken) -> None:

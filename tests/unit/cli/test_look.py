@@ -5,7 +5,7 @@ import json
 import pytest
 
 from foretoken.cli.presets import presets
-from foretoken.cli.show import draw
+from foretoken.cli.show import draw, result_text
 from foretoken.core import catalogue
 
 RECORD = {
@@ -89,8 +89,15 @@ def test_show_tells_the_last_claim(foretoken) -> None:
         "NO   beats cloning",
         "12.5",
         "10 .. 15",
+        "3 minutes)",
     ):
         assert text in out
+
+
+def test_show_tells_what_was_waited_where_runs_went_side_by_side() -> None:
+    assert "3 minutes, 1.6 with 2 workers)" in result_text(RECORD | {"workers": 2, "wall_minutes": 1.6})
+    assert "3 minutes)" in result_text(RECORD | {"workers": 2, "wall_minutes": None})
+    assert "3 minutes)" in result_text(RECORD | {"workers": 1, "wall_minutes": 3.1})
 
 
 def test_show_as_json(foretoken) -> None:
@@ -144,3 +151,8 @@ def test_doctor_exits_with_1_where_there_are_errors(tmp_path, foretoken) -> None
 def test_doctor_names_a_missing_store(foretoken) -> None:
     answer = foretoken("doctor", "stores/nowhere")
     assert answer.code == 2 and "'stores/nowhere'" in answer.err
+
+
+def test_doctor_without_a_store_names_those_that_come_with_the_package(foretoken) -> None:
+    answer = foretoken("doctor")
+    assert answer.code == 2 and "hopper-mixed" in answer.err and "t-maze-demonstrations" in answer.err

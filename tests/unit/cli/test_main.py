@@ -70,8 +70,19 @@ def test_option_near_a_known_one_is_suggested(foretoken) -> None:
             2,
             "foretoken: error: x/y: No such file or directory\n",
         ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"),
+            2,
+            "foretoken: error: x/y: a file is there and a folder is needed; give another path\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x/y"),
+            2,
+            "foretoken: error: x/y: permission denied; give a path that you may read and write\n",
+        ),
         (KeyError("inner"), 2, "foretoken: error: unexpected KeyError: 'inner'; --debug shows where\n"),
         (KeyboardInterrupt(), 130, "foretoken: stopped\n"),
+        (KeyboardInterrupt("stopped after update 3"), 130, "foretoken: stopped after update 3\n"),
     ],
 )
 def test_errors_are_told_without_a_traceback(problem, code, told, foretoken, monkeypatch) -> None:

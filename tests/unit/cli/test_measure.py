@@ -24,6 +24,19 @@ def test_evaluate_prints_the_card_and_keeps_the_episodes(run, foretoken) -> None
     assert kept.targets == (-100.0, 50.0) and kept.seed == 3 and kept.update == 4 and len(kept.records) == 4
 
 
+def test_the_report_has_the_numbers_of_the_card(run, tmp_path, foretoken) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for seed in (3, 4):
+        card = foretoken("evaluate", copy, "--episodes", 1, "--seed", seed).out
+    assert foretoken("report", copy, "--no-videos").code == 0
+    page = (copy / "report.html").read_text()
+    made = card.splitlines()[0].split(", ", 1)[1]
+    assert made == "3 evaluations, seeds 0 and 4" and f"{made}." in page and "earlier evaluation" in page
+    best = next(line for line in card.splitlines() if line.startswith("best over training"))
+    assert best.split("  ")[-1].strip() in page
+
+
 def test_evaluating_again_overwrites_nothing(run, foretoken) -> None:
     names = [
         json.loads(foretoken("evaluate", run, "--episodes", 1, "--seed", 9, "--json").out)["file"] for _ in range(2)
@@ -61,6 +74,7 @@ def test_a_run_without_checkpoint_says_how_to_go_on(run, tmp_path, foretoken) ->
     [
         (("--targets", "-100;50"), "'-100;50'"),
         (("--targets", "5,5"), "differ from one another"),
+        (("--seed", "-1"), "needs a whole number of at least 0, got '-1'"),
         (("--targets", ""), "needs numbers separated by commas, got ''"),
         (("--costs", "5"), "is asked for no limit of cost, so it takes no --costs"),
         (("--device", "gpu"), "--device gpu cannot be used here"),
@@ -120,6 +134,13 @@ def test_a_report_reads_the_checkpoint_only_for_what_has_to_be_played(run, tmp_p
         assert answer.code == 0 and "no checkpoint" in answer.err and "Its plans" in (bare / "report.html").read_text()
     shutil.rmtree(bare / "exhibits")
     assert foretoken("report", bare, "--no-videos").err == ""
+
+
+def test_a_report_of_a_broken_evaluation_is_one_error(run, tmp_path, foretoken) -> None:
+    shutil.copytree(run, tmp_path / "bare")
+    (tmp_path / "bare" / "evaluations" / "update-00000004.json").write_text("{")
+    answer = foretoken("report", tmp_path / "bare")
+    assert answer.code == 2 and "update-00000004.json is no evaluation" in answer.err and answer.err.count("\n") == 1
 
 
 def test_no_evaluation_overwrites_another(run, tmp_path, foretoken) -> None:

@@ -115,14 +115,27 @@ def tiny_claim(own_package, store, foretoken) -> str:
     return "quick_cloner"
 
 
+def test_claim_makes_the_same_of_runs_side_by_side(tiny_claim, tmp_path, foretoken) -> None:
+    words = ("claim", tiny_claim, "--seeds", "1", "--quiet", "--json")
+    one, two = (
+        foretoken(*words, "--workers", workers, "--out", tmp_path / f"{workers}-at-a-time") for workers in (1, 2)
+    )
+    assert (one.code, two.code) == (0, 0), two.err
+    first, second = json.loads(one.out), json.loads(two.out)
+    assert first["arms"] == second["arms"] and (first["workers"], second["workers"]) == (1, 2)
+    assert second["wall_minutes"] is not None
+    begun, ended = (line for line in two.err.splitlines() if "arm trained, seed 1" in line)
+    assert begun.endswith("seed 1") and ended.endswith(" minutes")
+
+
 def test_claim_records_its_verdict_and_goes_on_where_it_stopped(tiny_claim, tmp_path, foretoken) -> None:
-    answer = foretoken("claim", tiny_claim, "--seeds", "1", "--quiet")
+    answer = foretoken("claim", tiny_claim, "--seeds", "1", "--quiet", "--workers", 1)
     assert answer.code == 0, answer.err
     record = json.loads((tmp_path / "results" / "quick-cloner.json").read_text())
     assert record["verdict"] in ("holds", "does not hold") and f"Claim: {record['verdict']}" in answer.out
     assert set(record["arms"]) == {"trained", "untrained"} and record["arms"]["trained"]["seeds"] == [1]
     assert foretoken("list").out.count(record["verdict"]) >= 1
-    answer = foretoken("claim", tiny_claim, "--quiet", "--json")
+    answer = foretoken("claim", tiny_claim, "--quiet", "--json", "--workers", 1)
     assert json.loads(answer.out)["arms"]["trained"]["seeds"] == [0, 1]
     assert "seed 1 (done before)" in answer.err and "seed 0 (done before)" not in answer.err
     run_file = next(tmp_path.rglob("trained/seed-1/run.json"))

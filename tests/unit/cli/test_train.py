@@ -70,7 +70,10 @@ def test_dry_run_prints_the_settings_and_the_cost_and_makes_nothing(foretoken) -
         (("dt", "smoke", "--training.updates", "many"), "'many'"),
         (("dt", "smoke", "--training.updates", 0), "updates must be at least 1, got 0"),
         (("dt", "smoke", "--training.optimiser.schedule", "cosin"), "cosine"),
-        (("dt", "smoke", "--source.store", "nowhere"), "'nowhere'"),
+        (("dt", "smoke", "--source.store", "nowhere"), "`foretoken import DATASET --out nowhere`"),
+        (("dt", "smoke", "--system.context", -1), "context must be at least 1, got -1"),
+        (("dt", "smoke", "--evaluation.environment", "Hoper-v5"), "did you mean 'Hopper-v5'"),
+        (("dt", "smoke", "--training.accelerator", "abacus"), "error: invalid choice 'abacus' for"),
         (("--resume", "nowhere"), "nowhere is no run"),
     ],
 )
@@ -105,11 +108,27 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(store, foretoken, monk
     asked = loop._Loop._asked_to_stop
     monkeypatch.setattr(loop._Loop, "_asked_to_stop", lambda self: self.done == 3 or asked(self))
     answer = foretoken("train", "dt", "smoke", *settings, "--out", "cut")
-    assert answer.code == 130 and "foretoken train --resume cut" in answer.err
+    told = f"stopped, saved in {Path('cut/checkpoints/update-00000003')}; continue with: foretoken train --resume cut"
+    assert answer == (130, "", f"foretoken: {told}\n")
     monkeypatch.setattr(loop._Loop, "_asked_to_stop", asked)
     assert foretoken("train", "--resume", "cut", "--quiet").code == 0
     last = "checkpoints/update-00000006/model.safetensors"
     assert (Path("cut") / last).read_bytes() == (Path("whole") / last).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("every", "told"), [(1, "last saved in cut/checkpoints/update-0000000"), (0, "nothing was saved yet")]
+)
+def test_stopped_at_once_says_what_is_kept(every, told, store, foretoken, monkeypatch) -> None:
+    def stop(self):
+        if self.done == 3:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(loop._Loop, "_asked_to_stop", stop)
+    settings = ("--training.evaluate-every", 0, "--training.checkpoint-every", every, "--quiet", "--out", "cut")
+    answer = foretoken("train", "dt", "smoke", "--source.store", store, *settings)
+    assert answer.code == 130 and f"stopped at once, {told}" in answer.err and "train --resume cut" in answer.err
 
 
 def test_help_of_a_preset_shows_its_defaults(foretoken) -> None:

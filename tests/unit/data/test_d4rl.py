@@ -412,3 +412,14 @@ def test_jumps_need_a_position_and_ends_a_d4rl_file(tmp_path):
     np.savez(tmp_path / "set.npz", **{name: values for name, values in rows.items() if values is not None})
     with pytest.raises(ConfigError, match="for D4RL files only"):
         import_dataset(tmp_path / "set.npz", tmp_path / "store", ends=("jumps",))
+
+
+def test_a_file_of_minari_is_named_with_few_of_its_many_groups(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
+        for number in range(100):
+            file.create_group(f"episode_{number}")
+    with pytest.raises(DataError, match=r"has no 'observations'.*and 92 more; give --format minari") as told:
+        import_dataset(tmp_path / "main_data.hdf5", tmp_path / "store", format="d4rl")
+    assert len(str(told.value)) < 400

@@ -336,7 +336,7 @@ def test_known_environments_are_normalised_with_the_table_named():
     assert (
         score.value == pytest.approx(100, abs=0.01)
         and "mean of 2 episodes" in score.rule
-        and "table foretoken-v5, 1" in score.rule
+        and "table 'foretoken-v5, 1'" in score.rule
     )
 
 

@@ -9,7 +9,9 @@ from foretoken.core import catalogue
 from foretoken.core.errors import DataError
 from foretoken.envs.recipes.learning_histories import LearningHistories
 from foretoken.evaluation import plots
+from foretoken.evaluation.evaluate import read_evaluations
 from foretoken.evaluation.report import videos, write_report
+from foretoken.evaluation.scores import for_card, score_card
 
 EXPERIMENT = {
     "class": "foretoken.experiment:Experiment",
@@ -167,6 +169,31 @@ def test_the_best_number_stands_on_top_with_the_rule_that_made_it(tmp_path):
     )
 
 
+def play_by_hand(run, name, **changes):
+    """Another evaluation of the last update, as `foretoken evaluate` keeps it."""
+    tree = json.loads(max((run / "evaluations").glob("update-*.json")).read_text())
+    (run / "evaluations" / f"user-{name}.json").write_text(json.dumps(tree | changes))
+
+
+def test_of_evaluations_by_hand_the_last_counts_as_on_the_card(tmp_path):
+    run = make_run(tmp_path / "run", RETURNS, metrics=curves())
+    record = {"episode": 0, "reset_seed": 0, "length": 9, "success": None, "cost": None, "terminated": True}
+    for played, best in ((1.0, 900.0), (2.0, 210.0)):
+        play_by_hand(run, f"{played:g}", records=[record | {"target": 300.0, "return": best}], played=played)
+    text = read(write_report(run))[1].text
+    assert "900" not in text and "3 evaluations, seed 0." in text
+    assert "1 earlier evaluation by foretoken evaluate not counted." in text
+    assert "Picked as the best of 5 pairs of evaluation and target" in text and "by target, with the 95" in text
+    card = score_card(for_card(read_evaluations(run)))
+    assert card.evaluations == 3 and card["last"].value == 210.0 and card["best over training"].value == 220.0
+
+
+def test_two_evaluations_of_one_update_are_a_choice(tmp_path):
+    run = make_run(tmp_path / "run", {(5, None): [1.0, 3.0]})
+    play_by_hand(run, "again", played=1.0)
+    assert "Picked as the best of 2 evaluations on the very episodes" in read(write_report(run))[1].text
+
+
 def test_asked_against_achieved_is_told_in_words(tmp_path):
     # Gaps: |220 - 300| and |110 - 100|.
     page, words = read(write_report(make_run(tmp_path, RETURNS), data_returns=np.array([80.0, 150.0, 220.0])))
@@ -205,6 +232,16 @@ def test_held_out_loss_and_gaps_in_the_metrics(tmp_path):
     page, words = read(write_report(run))
     assert "Held-out episodes: 0.75, lowest at update 7." in words.text
     assert "held-out episodes" in page
+
+
+def test_only_what_the_system_and_its_source_offer_is_advised(tmp_path):
+    trained = EXPERIMENT | {"source": {"class": "foretoken.training.rollouts:Rollouts", "workers": 8}}
+    run = make_run(
+        tmp_path, {(5, None): [1.0]}, metrics=curves(), experiment=trained, command="foretoken train gtrxl smoke"
+    )
+    text = read(write_report(run))[1].text
+    assert "1 in every episode: the 1 episode" in text
+    assert not [words for words in ("Asked and achieved", "--targets", "held-out") if words in text]
 
 
 def test_one_target_one_episode_and_no_target(tmp_path):
@@ -290,6 +327,12 @@ def test_a_broken_file_is_named(tmp_path, name, content, message):
     (run / name).write_text(content)
     with pytest.raises(DataError, match=message):
         write_report(run)
+
+
+def test_a_folder_is_no_page(tmp_path):
+    with pytest.raises(DataError, match=r"the page needs a file, and .* is a folder; give for example .*report\.html"):
+        write_report(make_run(tmp_path / "run"), out=tmp_path)
+    assert not list(tmp_path.parent.glob("*.part"))
 
 
 def test_what_is_no_run_and_no_returns_is_refused(tmp_path):

@@ -100,6 +100,11 @@ def test_an_environment_without_pictures_says_so():
         record_episode(Counter, 0, np.ones((5, 1)), renderer="sketch")
 
 
+def test_a_world_that_draws_nothing_says_so():
+    with pytest.raises(CannotRender, match="foretoken/TMaze-Mixed-30-v0 draws no pictures"):
+        record_episode("foretoken/TMaze-Mixed-30-v0", 0, np.ones(5, int))
+
+
 def test_another_return_than_the_recorded_one_is_refused():
     with pytest.raises(DataError, match="reset seed 7 must earn the recorded return 4, got 5"):
         record_episode(Striped, 7, np.ones((5, 1)), expected=4.0)

@@ -83,6 +83,12 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left():
     assert out.getvalue().endswith("\n")
 
 
+def test_what_was_done_before_has_no_speed():
+    out = io.StringIO()
+    Progress(20, 20, out).close(20)
+    assert out.getvalue() == "20/20 updates  done before\n"
+
+
 def test_clock_shows_hours_only_when_there_are_some():
     assert [clock(5.2), clock(65), clock(3723)] == ["0:05", "1:05", "1:02:03"]
 

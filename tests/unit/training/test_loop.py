@@ -15,7 +15,7 @@ from torch import nn
 
 from foretoken.core import Batch, Loss, Method, Objective, Window, masked_mean
 from foretoken.core.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss
-from foretoken.training import AdamW, Interrupted, Part, Training, checkpoint, train
+from foretoken.training import AdamW, Interrupted, Part, Training, checkpoint, launch, train
 from foretoken.training.logging import read_metrics
 
 
@@ -327,6 +327,12 @@ def test_training_survives_json():
     assert Training.from_json(json.loads(json.dumps(training.to_json()))) == training
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one here")
+def test_an_accelerator_that_is_not_here_is_refused():
+    with pytest.raises(ConfigError, match=r"training needs 1 x 'mps', which is not here.*accelerator='auto'"):
+        launch(Training(accelerator="mps"))
+
+
 class TestInterrupt:
     def test_finishes_the_update_saves_and_says_how_to_go_on(self, tmp_path, caplog):
         source = Toy()
@@ -345,7 +351,7 @@ class TestInterrupt:
         ):
             run(tmp_path, source=source)
         assert caught.value.checkpoint == checkpoint.latest(tmp_path).folder
-        assert "continue with resume=True" in caplog.text and signal.getsignal(signal.SIGINT) is before
+        assert "stopped" not in caplog.text and signal.getsignal(signal.SIGINT) is before
         resumed, _ = run(tmp_path, Regression(), resume=True)
         whole, _ = run(tmp_path / "whole")
         assert same(resumed, whole)

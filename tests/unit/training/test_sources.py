@@ -13,7 +13,7 @@ from foretoken.data.episode import Episode
 from foretoken.data.store import Store, open_store
 from foretoken.envs.recipes.maze_paths import MazePaths
 from foretoken.training import sources
-from foretoken.training.sources import Offline, Replay, Together, resolve_store
+from foretoken.training.sources import Offline, Replay, Together, packaged_names, resolve_store
 
 WINDOW = Window(length=3)
 
@@ -143,6 +143,13 @@ class TestResolve:
     def test_unknown_names_list_the_packaged_ones(self):
         with pytest.raises(UnknownName, match=r"'hopper-mixd'.*did you mean 'hopper-mixed'"):
             resolve_store("hopper-mixd")
+        with pytest.raises(
+            UnknownName, match=r"`foretoken import DATASET --out stores/mine` makes a store there"
+        ) as told:
+            resolve_store("stores/mine")
+        assert (
+            f"{len(packaged_names())} datasets come with the package" in str(told.value) and len(str(told.value)) < 300
+        )
 
     def test_a_dataset_file_is_imported_once_into_the_cache(self, tmp_path, monkeypatch):
         from foretoken.data.formats import npz

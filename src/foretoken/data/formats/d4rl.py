@@ -115,8 +115,11 @@ def _own_spec(file: Any) -> Spec | None:
 def _check(file: Any) -> int:
     for name in _NEEDED:
         if name not in file:
+            held = sorted(file)
+            some = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
+            way_out = "; give --format minari for a Minari dataset" if any("episode_" in part for part in held) else ""
             raise DataError(
-                f"{file.filename} has no {name!r}; a D4RL file needs {list(_NEEDED)}, this one has {sorted(file)}"
+                f"{file.filename} has no {name!r}; a D4RL file needs {', '.join(_NEEDED)}, this one has {some}{way_out}"
             )
     names = [name for name in (*_NEEDED, "timeouts", "next_observations") if name in file]
     for name in names:

@@ -348,7 +348,9 @@ def _boundaries(
             for ours in ("length", "begin", "step_type", "terminated", "truncated", "done")
             for name in _NAMES[ours]
         ]
-        raise DataError(f"{path}: nothing says where an episode ends; needs one of {wanted}, got none")
+        raise DataError(
+            f"{path}: nothing says where an episode ends; add one of the arrays {', '.join(wanted)} (docs/data-formats.md)"
+        )
     per_step = {name: known[name] for name in shown if name != "length"}
     flat.same_rows({"reward": (count,)} | {name: values.shape for name, values in per_step.items()}, str(path))
     row_flags = {name: flat.flags(values, name, str(path)) for name, values in per_step.items() if name != "step_type"}

@@ -4,7 +4,7 @@ One file each, found by name; a file defines WORLD, its class, and IDS, register
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ def register_worlds() -> None:
     """Makes every world known to Gymnasium, as an environment of one row."""
     for id in world_ids():
         if id not in gymnasium.registry:
-            gymnasium.register(id, entry_point=partial(_single, id))
+            # by name, not as a function, so that Gymnasium can write it down
+            gymnasium.register(id, entry_point=f"{__name__}:_single", kwargs={"id": id})
 
 
 def _single(id: str, **settings: Any) -> WorldEnv:

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import ClassVar
 
 from foretoken.core.config import Config
-from foretoken.data.embedded import cache_folder
-from foretoken.data.store import Store, open_store
+from foretoken.data.embedded import cached_store
+from foretoken.data.store import Store
 
 
 class RecipeConfig(Config):
@@ -28,11 +27,4 @@ class RecipeConfig(Config):
         """The recipe's store, made in the cache folder at first use, whole or not at all."""
         described = json.dumps([self.version, self.to_json()], sort_keys=True)
         name = type(self).__module__.rpartition(".")[2].replace("_", "-")
-        out = cache_folder() / "stores" / f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-        if not (out / "store.json").exists():
-            part = out.with_name(f".{out.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            self.write(part)
-            part.rename(out)
-        return open_store(out)
+        return cached_store(f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}", self.write)

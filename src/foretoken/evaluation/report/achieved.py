@@ -18,6 +18,8 @@ def draw(run: Record) -> str:
     asked = [result for result in run.last if result.target is not None]
     if asked:
         return f'<div class="pair">{_calibration(run, run.card, asked)}{_histogram(run)}</div>'
+    if run.card_of_system is not None and "returns" not in run.card_of_system.tags:
+        return _histogram(run)
     note = (
         "The last evaluation asked for no return. For a system that takes one, "
         f"<code>{escape(run.evaluate_command)} --targets 1000,2000</code> shows whether it delivers what it is asked for."
@@ -57,10 +59,10 @@ def _outside(asked: Sequence[Result], data: np.ndarray | None) -> str:
 
 def _histogram(run: Record) -> str:
     returns = np.concatenate([result.returns for result in run.last])
-    caption = (
-        f"<strong>From {number(returns.min())} to {number(returns.max())}</strong>, median {number(float(np.median(returns)))}: "
-        f"the {count(len(returns), 'episode')} of the last evaluation{', all targets together' if len(run.last) > 1 else ''}."
-    )
+    told = f"<strong>From {number(returns.min())} to {number(returns.max())}</strong>, median {number(float(np.median(returns)))}"
+    if returns.min() == returns.max():
+        told = f"<strong>{number(returns.min())}</strong> in every episode"
+    caption = f"{told}: the {count(len(returns), 'episode')} of the last evaluation{', all targets together' if len(run.last) > 1 else ''}."
     if run.data is not None:
         caption += (
             f" {100 * float((returns > run.data.max()).mean()):.0f}\u00a0% of them beat every episode in the data."

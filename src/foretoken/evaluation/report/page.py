@@ -8,6 +8,7 @@ from string import Template
 
 import numpy as np
 
+from foretoken.core.errors import DataError
 from foretoken.evaluation.report import (
     about,
     achieved,
@@ -46,10 +47,12 @@ def write_report(run: Path, *, data_returns: np.ndarray | None = None, out: Path
         out: the file to write, `<run>/report.html` by default.
 
     Raises:
-        DataError: the folder holds no run, or one of its files is broken.
+        DataError: the folder holds no run, one of its files is broken, or `out` is a folder.
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "report.html"
+    if out.is_dir():
+        raise DataError(f"the page needs a file, and {out} is a folder; give for example {out / 'report.html'}")
     page = Template(_resource("report.html")).substitute(_parts(read_record(run, out, data_returns)))
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
@@ -100,10 +103,12 @@ def _verdict(run: Record) -> tuple[str, str]:
     best = max(run.results, key=lambda result: result.mean.value)
     asked = "" if best.target is None else f", asked for {number(best.target)}"
     rule = f"Mean return of {count(len(best.returns), 'episode')}{asked}, after {count(best.update, 'update')}."
-    updates, targets = len({result.update for result in run.results}), len({result.target for result in run.results})
+    played, targets = len(run.counted), len({result.target for result in run.results})
     if len(run.results) == 1:
         return number(best.mean.value), f"{rule} It is the only evaluation, so nothing was selected."
-    choices = [count(updates, "evaluation")] * (updates > 1) + [count(targets, "target")] * (targets > 1)
+    choices = [count(played, "evaluation")] * (played > 1) + [count(targets, "target")] * (targets > 1)
+    if len(run.results) < played * targets:
+        choices = [f"{count(len(run.results), 'pair')} of evaluation and target"]
     main = run.last[0]
     asked = "" if main.target is None or targets == 1 else f" at the main target, {number(main.target)},"
     return number(best.mean.value), (

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from foretoken.core import catalogue
+from foretoken.core.card import Card
 from foretoken.core.errors import DataError, UnknownName
 from foretoken.evaluation import plots
 from foretoken.evaluation.evaluate import Evaluated, read_evaluations
-from foretoken.evaluation.scores import ScoreCard, score_card
+from foretoken.evaluation.scores import ScoreCard, for_card, score_card, while_training
 from foretoken.evaluation.statistics import Interval, bootstrap
 
 
@@ -69,16 +70,25 @@ class Record:
         return [Path(words[0]).name, *words[1:]] if words else []
 
     @cached_property
-    def system(self) -> str:
-        """The title of the system that was trained by name or has its config in its own file, else the config's name in words."""
+    def card_of_system(self) -> Card | None:
+        """The card of the system that was trained by name or has its config in its own file."""
         if self.command[1:2] == ["train"] and len(self.command) > 2:
             with suppress(UnknownName):
-                return catalogue.find(self.command[2]).card.title
+                return catalogue.find(self.command[2]).card
+        return next((entry.card for entry in catalogue.systems().values() if entry.module == self._config[0]), None)
+
+    @property
+    def _config(self) -> tuple[str, str]:
+        """Module and name of the system's config."""
         module, _, name = str((self.experiment.get("system") or {}).get("class", "")).partition(":")
-        for entry in catalogue.systems().values():
-            if entry.module == module:
-                return entry.card.title
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.removesuffix("Config")) or "A run"
+        return module, name
+
+    @cached_property
+    def system(self) -> str:
+        """The title of the system's card, else its config's name in words."""
+        if self.card_of_system is not None:
+            return self.card_of_system.title
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", self._config[1].removesuffix("Config")) or "A run"
 
     @property
     def evaluate_command(self) -> str:
@@ -89,13 +99,23 @@ class Record:
         return f"foretoken report {shlex.quote(self.folder.resolve().name)}"
 
     @cached_property
+    def counted(self) -> list[Evaluated]:
+        """Those that the card, the headline and the curves are made of, as for the card of `foretoken evaluate`."""
+        return for_card(self.evaluations) if self.evaluations else []
+
+    @cached_property
     def card(self) -> ScoreCard | None:
-        return score_card(self.evaluations) if self.evaluations else None
+        return score_card(self.counted) if self.counted else None
 
     @cached_property
     def results(self) -> list[Result]:
-        """One per evaluation and target, in the order in which they were asked for."""
-        return [result for evaluation in self.evaluations for result in _by_target(evaluation)]
+        """One per counted evaluation and target, in the order in which they were asked for."""
+        return [result for evaluation in self.counted for result in _by_target(evaluation)]
+
+    @cached_property
+    def trained(self) -> list[Result]:
+        """Those of the evaluations that training played."""
+        return [result for found in self.counted if while_training(found) for result in _by_target(found)]
 
     @cached_property
     def last(self) -> list[Result]:

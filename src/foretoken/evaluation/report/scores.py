@@ -6,7 +6,7 @@ import numpy as np
 
 from foretoken.evaluation.report.record import Record
 from foretoken.evaluation.report.words import count, number, section
-from foretoken.evaluation.scores import Score, ScoreCard
+from foretoken.evaluation.scores import Score, ScoreCard, seeds
 
 
 def draw(run: Record) -> str:
@@ -17,10 +17,12 @@ def draw(run: Record) -> str:
         return section("Score card", body)
     head = '<tr><th>Number</th><th class="value">Value</th><th class="value">95\u00a0% interval</th><th>Rule that made it</th></tr>'
     rows = "".join(_score_row(score) for score in run.card.scores)
+    earlier = len(run.evaluations) - len(run.counted)
+    more = f" {count(earlier, 'earlier evaluation')} by <code>foretoken evaluate</code> not counted." if earlier else ""
     note = (
-        f'<p class="note">Evaluation seed {", ".join(map(str, run.card.seeds))}, '
-        f"{count(run.card.evaluations, 'evaluation')}. Intervals are over the episodes of one training run: "
-        "they do not say how another training seed would have done.</p>"
+        f'<p class="note">{count(run.card.evaluations, "evaluation")}, {seeds(run.card)}. '
+        "Intervals are over the episodes of one training run: they do not say how another training seed would have done."
+        f"{more}</p>"
     )
     table = f'<div class="wide"><table class="score"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     return section("Score card", note + table + _targets(run.card))

@@ -23,11 +23,9 @@ def draw(run: Record) -> str:
     played = (found.file.stem for found in reversed(run.evaluations) if found.file is not None)
     films = next(filter(None, ([one for one in there if one["evaluation"] == name] for name in played)), [])
     if not films:
-        reason = f" {escape(index['missing'])}." if index["missing"] else ""
         which = "the best, the median and the worst episode of the last evaluation"
-        return section(
-            "Videos", f"<p>There are none.{reason} <code>{escape(run.report_command)}</code> films {which}.</p>"
-        )
+        films_them = f"<code>{escape(run.report_command)}</code> films {which}"
+        return section("Videos", f"<p>There are none. {escape(index['missing']) or films_them}.</p>")
     embedded = sum((folder / video["file"]).stat().st_size for video in films) < EMBED_LIMIT
     figures = "".join(_film(video, folder, run.out, embedded) for video in films)
     note = [

@@ -93,7 +93,8 @@ def _env_spec(spec: Spec, about: Mapping[str, Any]) -> str:
 
     try:
         return gymnasium.spec(spec.environment).to_json()
-    except (gymnasium.error.Error, TypeError, ImportError):
+    # an entry point that is a function cannot be written down: a ValueError
+    except (gymnasium.error.Error, TypeError, ValueError, ImportError):
         return ""
 
 
