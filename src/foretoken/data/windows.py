@@ -28,6 +28,7 @@ from foretoken.core.errors import ConfigError, DataError
 from foretoken.core.names import nearest
 from foretoken.core.spec import Window
 from foretoken.data.layout import COMPUTED
+from foretoken.data.lookup import Intervals
 from foretoken.data.steps import flags
 from foretoken.data.store import Store
 
@@ -131,7 +132,7 @@ class WindowSampler:
             rank = below(seeds, numbers_R, _EPISODE, len(self._start))
             return rank, below(seeds, numbers_R, _STEP, self._length[rank])
         action = below(seeds, numbers_R, _STEP, int(self._actions[-1]))
-        rank = self._actions.searchsorted(action, side="right") - 1
+        rank = self._drawn[action]
         return rank, action - self._actions[rank]
 
     def _refresh(self) -> None:
@@ -147,6 +148,8 @@ class WindowSampler:
         self._actions = np.concatenate(([0], np.cumsum(self._length)))
         self._by_start = np.argsort(self._start)
         self._base = self._actions + np.arange(len(self._actions)) if self.window.final else self._actions
+        self._drawn = Intervals(self._actions)
+        self._held = Intervals(self._base) if self.window.final and self.window.across else self._drawn
         changes = self._changes(episodes)
         self._runs = np.flatnonzero(changes)
         run = np.cumsum(changes) - 1
@@ -205,7 +208,7 @@ class WindowSampler:
     def _ranks(self, step_BT: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The episode of each coordinate; padding counts to its window's nearest."""
         inside_BT = np.clip(step_BT, first[:, None], last[:, None])
-        return self._base.searchsorted(inside_BT, side="right") - 1
+        return self._held[inside_BT]
 
     def _ends_of_episodes(self, local_BT: np.ndarray, valid_BT: np.ndarray, rank_BT: np.ndarray) -> dict[str, Any]:
         if not self._flags:
@@ -261,15 +264,15 @@ def part_of(rows: int, part: tuple[int, int]) -> np.ndarray:
 
 def split_rows(block: Batch, count: int) -> list[Batch]:
     """A batch of count * B rows as `count` batches of B rows, as views."""
-    parts = {name: _unbind(column, count) for name, column in block.items()}
-    return [Batch({name: part[number] for name, part in parts.items()}) for number in range(count)]
+    rows = zip(*(_split(column, count) for column in block.values()), strict=True)
+    return [Batch(dict(zip(block, row, strict=True))) for row in rows]
 
 
-def _unbind(column: Any, count: int) -> Sequence[Any]:
+def _split(column: Any, count: int) -> Sequence[Any]:
     if isinstance(column, Tensor):
-        return column.unflatten(0, (count, -1)).unbind(0)
-    parts = {name: _unbind(part, count) for name, part in column.items()}
-    return [{name: part[number] for name, part in parts.items()} for number in range(count)]
+        return column.split_with_sizes([len(column) // count] * count)
+    rows = zip(*(_split(part, count) for part in column.values()), strict=True)
+    return [dict(zip(column, row, strict=True)) for row in rows]
 
 
 def random_bits(seeds: Sequence[int], numbers_R: np.ndarray, stream: int) -> np.ndarray:
