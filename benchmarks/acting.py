@@ -6,7 +6,7 @@ stands under Rounding), by ONNX Runtime in float32, and by PyTorch; d3rlpy's and
 whatever their number. Below them stand the bare models, called on a whole batch of ready windows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -92,10 +92,11 @@ def _makers(number: int) -> list[Maker]:
     return [*mine(ours, number), *peers(number, CONTEXT, bare=True)]
 
 
-def mine(make: Callable[..., Iterator[Contestant]], *asked: int, first: Engine = "onnx-int8") -> list[Maker]:
-    """All engines, first the one to take, which is judged."""
-    engines: list[Engine] = [first, "onnx-int8", "onnx", "torch"]
-    return [Maker(make, (*asked, engine), () if engine == "torch" else ONNX) for engine in dict.fromkeys(engines)]
+def mine(
+    make: Callable[..., Iterator[Contestant]], *asked: int, engines: Sequence[Engine] = ("onnx-int8", "onnx", "torch")
+) -> list[Maker]:
+    """Every engine, first the one to take, which is judged."""
+    return [Maker(make, (*asked, engine), () if engine == "torch" else ONNX) for engine in engines]
 
 
 def peers(number: int, context: int, *, bare: bool, where: str = "table") -> list[Maker]:
