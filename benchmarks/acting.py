@@ -114,7 +114,7 @@ def _table(number: int, settings: Settings) -> Table:
     scores = compete(makers, settings)
     floor = floors.acting(number, CONTEXT)
     note = (
-        f"Floor: {floor.flops / number / 1e6:.1f} MFLOP of matrix products per decision, the last layer for one token, at the "
+        f"Floor: {floor.flops / number / 1e6:.1f} MFLOP of float32 products per decision, the last layer for one token, at the "
         f"{floor.rate / 1e9:.0f} GFLOP/s measured at their sizes."
     )
     name = f"{number} environment{'s' if number > 1 else ''}"
