@@ -1,5 +1,6 @@
 """One update of the paper's Decision Transformer, drawing the batch included: three layers of width 128 with one head and
-three tokens per step, dropout 0.1 everywhere, AdamW, gradients clipped to 0.25.
+three tokens per step, dropout 0.1 everywhere, AdamW, gradients clipped to 0.25. What bfloat16 does to returns stands under
+Rounding.
 """
 
 import tempfile
