@@ -28,8 +28,8 @@ from benchmarks.report import Job, renewed
 from benchmarks.rounds import CLOCKS, TOLERANCE, Settings, tell
 
 JOBS = (
-    "training", "acting", "evaluating", "streaming", "windows", "reading", "mixers", "memory", "worlds", "starting", "growth",
-    "capped",
+    "training", "acting", "evaluating", "rounding", "streaming", "windows", "reading", "mixers", "memory", "worlds", "starting",
+    "growth", "capped",
 )  # fmt: skip
 LEAST = 60_000
 HEAD = f"""# Performance

@@ -10,10 +10,10 @@ from statistics import median
 import torch
 
 from benchmarks import floors
-from benchmarks.acting import CONTEXT, ONNX, peers, rolled, world
+from benchmarks.acting import CONTEXT, mine, peers, rolled, world
 from benchmarks.made import SPEC, Data
 from benchmarks.report import Job, Table, skipped, time_of
-from benchmarks.rounds import Contestant, Maker, Settings, compete, now
+from benchmarks.rounds import Contestant, Settings, compete, now
 from foretoken.envs.traced import Engine
 from foretoken.systems.offline import decision_transformer
 
@@ -21,14 +21,14 @@ SLOTS, GOAL, EPISODES, LENGTH = 64, 8.0, 300, 1000
 
 
 def run(data: Data, settings: Settings, *, full: bool) -> Job:
-    makers = [Maker(ours, ("onnx",), ONNX), Maker(ours, ("torch",)), *peers(1, CONTEXT, bare=False, where="hopper")]
+    makers = [*mine(ours), *peers(1, CONTEXT, bare=False, where="hopper")]
     scores = compete(makers, replace(settings, rounds=max(3, settings.rounds // 2)))
-    mujoco, mine = _alone(), scores[0].median
+    mujoco, own = _alone(), scores[0].median
     floor = floors.acting(SLOTS, CONTEXT)
-    whole = mine * EPISODES * LENGTH
+    whole = own * EPISODES * LENGTH
     note = (
         f"Floor: {1e6 * mujoco:.0f} us of MuJoCo and {1e6 * floor.seconds / SLOTS:.0f} us of matrix products a decision. All "
-        f"{EPISODES} episodes take {time_of(whole)}; MuJoCo's share of foretoken's time is {mujoco / mine:.0%}."
+        f"{EPISODES} episodes take {time_of(whole)}; MuJoCo's share of foretoken's time is {mujoco / own:.0%}."
     )
     per = mujoco + floor.seconds / SLOTS
     table = Table(

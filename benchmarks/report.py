@@ -65,7 +65,7 @@ class Table:
             return []
         middle, low, high = self.ratio
         name, span = self.best_peer.contestant.name, f"{low:.2f} to {high:.2f} over rounds"
-        line = f"foretoken is **{middle:.2f} times** as fast as the best peer, {name} ({span})"
+        line = f"{self.scores[0].contestant.name} is **{middle:.2f} times** as fast as the best peer, {name} ({span})"
         if self.target:
             judged = "met" if middle >= self.target else "**not met**"
             line += (

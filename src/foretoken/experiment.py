@@ -1,5 +1,6 @@
 """Experiment, Stage, Weights, Claim, Run, and what runs an experiment: plain dataclasses and a few short functions."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -19,6 +20,8 @@ from foretoken.core.config import Config
 from foretoken.core.errors import CheckpointError, ConfigError
 from foretoken.core.method import Method, Source
 from foretoken.core.spec import Spec
+from foretoken.envs.make import make
+from foretoken.envs.spaces import check_same
 from foretoken.evaluation.evaluate import Evaluated, Evaluation, evaluate, read_evaluation
 from foretoken.evaluation.exhibits import EPISODES, Watch, shows, write_exhibits
 from foretoken.evaluation.scores import ScoreCard, score_card
@@ -171,6 +174,7 @@ def run(
 
     Raises:
         ConfigError: `out` holds something and `resume` is false.
+        EnvironmentMismatch: it shall be evaluated in an environment of other spaces than the data's.
         CheckpointError: `resume` is true and the run cannot be continued.
     """
     path = Path(out)
@@ -184,6 +188,12 @@ def run(
         return config.build(batch_size=training.batch_size, seed=experiment.seed, **part)
 
     source = build_source(experiment.source, experiment.training, path)
+    where = experiment.evaluation.environment or getattr(source.spec, "environment", "")
+    if (
+        where and experiment.training.evaluate_every and isinstance(source.spec, Spec)
+    ):  # before anything is trained for it
+        with contextlib.closing(make(where)) as environment:
+            check_same(source.spec, environment)
     method = build(experiment, source)
     returns = _returns(source)
     if leads and not (resume and (path / "run.json").exists()):
@@ -223,14 +233,13 @@ def run(
             write_exhibits(kept, trained, update, watch.episodes)
         return done.metrics()
 
-    measurable = experiment.evaluation.environment or getattr(source.spec, "environment", "")
     train(
         method,
         source,
         experiment.training,
         path,
         seed=experiment.seed,
-        evaluate=measure if measurable else None,
+        evaluate=measure if where else None,
         resume=resume,
         progress=progress,
         fabric=fabric,

@@ -155,7 +155,6 @@ def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str
         return _tell(experiment)
     from foretoken.experiment import run
 
-    _check_environment(experiment)
     try:
         done = run(
             experiment,
@@ -173,15 +172,6 @@ def _run(experiment: "Experiment", out: Path, options: Namespace, argv: list[str
     if _leads():
         print(_told(done))
     return 0
-
-
-def _check_environment(experiment: "Experiment") -> None:
-    """Refuses an environment that does not exist here before anything is trained for it."""
-    name = experiment.evaluation.environment
-    if name and experiment.training.evaluate_every:
-        from foretoken.envs.make import make
-
-        make(name).close()
 
 
 def _leads() -> bool:

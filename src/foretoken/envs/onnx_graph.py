@@ -1,8 +1,10 @@
 """A function of tensors as a graph of ONNX operators, run by ONNX Runtime on the CPU (extra "onnx")."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +19,14 @@ class OnnxGraph:
     """What `module` does with tensors of these shapes and values' kind; weights are constants of it.
 
     A tensor that the module writes in place, or hands through, is written in place here too; others are answered anew.
+    `rounded` does the products with weights in eight bits: weights rounded by output, what enters them by its largest number.
 
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is not installed.
         RuntimeError: something in it has no ONNX operator.
     """
 
-    def __init__(self, module: nn.Module, example: list[Tensor]) -> None:
+    def __init__(self, module: nn.Module, example: list[Tensor], *, rounded: bool = False) -> None:
         self.require()
         from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -33,8 +36,9 @@ class OnnxGraph:
         record = make_fx(module, tracing_mode="real", _error_on_data_dependent_ops=False)
         inputs = tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in example)
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that nothing here needs
-        program = torch.onnx.export(record(*inputs).eval(), inputs, dynamo=True, verbose=False)
-        self._session = _session(program, torch.get_num_threads() if len(example[0]) >= FEW_ROWS else 1)
+        program: Any = torch.onnx.export(record(*inputs).eval(), inputs, dynamo=True, verbose=False)
+        model = _rounded(program.model_proto) if rounded else program.model_proto
+        self._session = _session(model, torch.get_num_threads() if len(example[0]) >= FEW_ROWS else 1)
         names = [[each.name for each in part] for part in (self._session.get_inputs(), self._session.get_outputs())]
         if [len(part) for part in names] != [len(inputs), len(answers)]:
             raise RuntimeError("the exporter dropped inputs or outputs")
@@ -76,17 +80,33 @@ class OnnxGraph:
         bind(self._names[kind][number], "cpu", 0, array.dtype, list(array.shape), leaf.data_ptr())
 
 
-def _session(program: Any, threads: int) -> Any:
+def _session(model: Any, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(
-            program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its errors have no common kind
         raise RuntimeError(f"ONNX Runtime cannot take the graph: {problem}") from problem
+
+
+def _rounded(model: Any) -> Any:
+    """The model with its matrix products by weights in eight bits; those of several matrices at once stay as they are."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    add_pre_process_metadata(model)  # else it logs that it would like to optimise the graph first
+    several = {weight.name for weight in model.graph.initializer if len(weight.dims) > 2}
+    kept = [node.name for node in model.graph.node if several & set(node.input)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            model, path, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=kept, extra_options={"MatMulConstBOnly": True},
+        )  # fmt: skip
+        return onnx.load(path)
 
 
 def _same_memory(answers: Sequence[Tensor], given: Sequence[Tensor]) -> list[int | None]:

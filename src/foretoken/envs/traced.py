@@ -1,7 +1,7 @@
 """Acting by a graph, for policies whose steps come to be the same operations again and again.
 
 At small batches most of a decision's time goes to Python between operations. A graph replays them without it: PyTorch's own
-trace, bit for bit, or one of ONNX operators, faster and equal within `TOLERANCE`.
+trace, bit for bit, or one of ONNX operators, faster and equal within `TOLERANCES`.
 """
 
 import logging
@@ -21,10 +21,12 @@ from foretoken.envs.onnx_graph import OnnxGraph
 log = logging.getLogger(__name__)
 AFTER, TRIALS = 100, 3
 _END = torch.iinfo(torch.int64).max
-TOLERANCE = 1e-4  # of ONNX graphs, against the largest number of the tensor
+Engine = Literal["torch", "onnx", "onnx-int8"]
+"""What runs the graph: PyTorch, or ONNX Runtime (extra "onnx"), which takes some seconds to make it; "onnx-int8" with what enters
+products with weights rounded to eight bits."""
 
-Engine = Literal["torch", "onnx"]
-"""What runs the graph: PyTorch, or ONNX Runtime (extra "onnx"), which takes some seconds to make it."""
+TOLERANCES: dict[Engine, float] = {"torch": 0.0, "onnx": 1e-4, "onnx-int8": 0.1}
+"""How far numbers may differ, against the largest of their tensor; of whole numbers, how many may."""
 
 
 class Traced:
@@ -32,15 +34,15 @@ class Traced:
 
     Only for policies with `steady(step, state)`, which says whether the operations of `act` depend on shapes alone at that
     step. After `after` such steps of equal shapes they are traced on the CPU, and the trace is used if it agrees with the
-    policy in `TRIALS` trials: bit for bit, or within `TOLERANCE` where the engine is "onnx" (operations that ONNX lacks leave
-    PyTorch's trace). After a change of weights call `renew`.
+    policy in `TRIALS` trials, within `TOLERANCES`; operations that ONNX lacks leave PyTorch's trace. After a change of weights
+    call `renew`.
 
     Raises:
         MissingExtra: the engine is not installed.
     """
 
     def __init__(self, policy: Policy, after: int = AFTER, engine: Engine = "torch") -> None:
-        if engine == "onnx":
+        if engine != "torch":
             OnnxGraph.require()
         self.policy, self.after, self.engine = policy, after, engine
         self._graphs: dict[Any, _Graph | None] = {}
@@ -50,7 +52,7 @@ class Traced:
 
     def renew(self) -> None:
         """Graphs must agree with the policy once more before they are used: what was computed from weights may be a constant in them."""
-        if self.engine == "onnx":  # all weights are
+        if self.engine != "torch":  # all weights are
             self._graphs = {}
         self._last, self._doubted = None, {key for key, graph in self._graphs.items() if graph is not None}
 
@@ -89,11 +91,12 @@ class Traced:
         return self._graphs[key]
 
     def _made(self, act: "_Act", leaves: list[Tensor]) -> "_Graph | None":
-        for engine in dict.fromkeys((self.engine, "torch")):
+        engines: list[Engine] = [self.engine, "torch"]
+        for engine in dict.fromkeys(engines):
             try:
                 return _Graph(act, leaves, engine)
             except RuntimeError as problem:
-                level, why = logging.WARNING if engine == "onnx" else logging.DEBUG, str(problem).split("\n", 1)[0]
+                level, why = logging.DEBUG if engine == "torch" else logging.WARNING, str(problem).split("\n", 1)[0]
                 log.log(level, "%s acts without a graph of the engine %s: %s", type(self.policy).__name__, engine, why)
         return None
 
@@ -101,14 +104,13 @@ class Traced:
 class _Graph:
     """A trace of `act` that was seen to agree with it. Raises RuntimeError where there is none."""
 
-    def __init__(self, act: "_Act", leaves: list[Tensor], engine: str) -> None:
+    def __init__(self, act: "_Act", leaves: list[Tensor], engine: Engine) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every number that is read from a tensor
-            if engine == "onnx":
-                self._replay, self._tolerance = OnnxGraph(act, leaves), TOLERANCE
-            else:
-                self._replay, self._tolerance = _traced(act, leaves), 0.0
-        self._act = act
+            self._replay = (
+                _traced(act, leaves) if engine == "torch" else OnnxGraph(act, leaves, rounded=engine == "onnx-int8")
+            )
+        self._act, self._tolerance = act, TOLERANCES[engine]
         for _ in range(TRIALS):  # a graph is optimised in its first runs
             if not self.agrees(leaves):
                 raise RuntimeError("the trace answers otherwise")
@@ -164,9 +166,11 @@ def _traced(act: _Act, leaves: list[Tensor]) -> Any:
 
 
 def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    if not tolerance or not a.is_floating_point():
+    if not tolerance or a.shape != b.shape:
         return torch.equal(a, b)
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=tolerance * max(1.0, float(a.abs().max())))
+    if not a.is_floating_point():
+        return bool((a != b).float().mean() <= tolerance)
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance * max(1.0, float(a.abs().max())))
 
 
 def _copies(leaves: list[Tensor]) -> list[Tensor]:

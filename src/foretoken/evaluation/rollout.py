@@ -123,7 +123,7 @@ def rollout(
         seed: with a job's episode number, fixes its initial state and noise.
         num_slots: episodes played at once.
         max_steps: episodes are cut after so many actions; 0 leaves that to the environment.
-        engine: what runs the policy's graph once its steps repeat: "onnx" is faster for few slots, and equal within rounding.
+        engine: what runs the policy's graph once its steps repeat; see `Evaluation`.
         keep_actions: keep every episode's actions in its result.
         on_episode: called with each result as its episode ends.
         watch: called with every tick, to look and not to touch.

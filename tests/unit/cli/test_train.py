@@ -84,6 +84,13 @@ def test_what_train_refuses(words, told, foretoken) -> None:
     assert not Path("runs").exists()
 
 
+def test_an_environment_of_other_spaces_is_refused_before_training(store, foretoken) -> None:
+    answer = foretoken(
+        "train", "dt", "smoke", "--source.store", store, "--evaluation.environment", "CartPole-v1", "--out", "other"
+    )
+    assert answer.code == 2 and "(4,) in CartPole-v1" in answer.err and not Path("other").exists()
+
+
 def test_a_folder_with_something_in_it_is_refused(run, store, foretoken) -> None:
     answer = foretoken("train", "dt", "smoke", "--source.store", store, "--out", run)
     assert answer.code == 2 and f"{run} is not empty" in answer.err and "--resume" in answer.err

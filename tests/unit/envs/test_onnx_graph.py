@@ -12,7 +12,7 @@ from foretoken.envs.make import make
 from foretoken.envs.onnx_graph import OnnxGraph
 from foretoken.envs.slots import Job
 from foretoken.envs.spaces import to_spec
-from foretoken.envs.traced import Traced
+from foretoken.envs.traced import Engine, Traced
 from foretoken.evaluation.rollout import rollout
 from foretoken.methods.conditioned_cloning import ConditionedCloningConfig
 from foretoken.nn.mixers.attention import AttentionConfig
@@ -64,6 +64,41 @@ def test_episodes_are_the_same_within_rounding(reading, mixer):
     for one, other in zip(played["torch"], played["onnx"], strict=True):
         assert one.length == other.length and abs(one.total - other.total) < 0.05
         assert abs(one.actions - other.actions).max() < 1e-3
+
+
+class Product(nn.Module):
+    """A product with weights, one with two matrices of them, and one of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.several = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(2, 64, 64))
+
+    def forward(self, x):
+        return x @ self.weight, x @ self.several, x @ x.mT
+
+
+@installed
+def test_products_with_weights_are_rounded_to_eight_bits():
+    module, x = Product().requires_grad_(False), torch.randn(5, 64)
+    by_weight, several, by_input = (
+        float((one - other).abs().max() / one.abs().max())
+        for one, other in zip(module(x), OnnxGraph(module, [x], rounded=True)(x), strict=True)
+    )
+    assert 1e-4 < by_weight < 0.03 and several < 1e-5 and by_input < 1e-5
+
+
+@installed
+def test_a_rounded_graph_is_used_if_it_stays_near(caplog):
+    backbone = StackConfig(width=32, num_layers=1)
+    policy = ConditionedCloningConfig(context=3, backbone=backbone).build(to_spec(make("Pendulum-v1"))).eval().policy
+    engines: tuple[Engine, ...] = ("torch", "onnx-int8")
+    plain, rounded = (
+        rollout(
+            policy, "Pendulum-v1", [Job(0, target=-200.0)], seed=0, max_steps=130, keep_actions=True, engine=engine
+        )[0]
+        for engine in engines
+    )
+    assert "without a graph" not in caplog.text and 0 < abs(plain.actions - rounded.actions).max() < 0.2
 
 
 class Rare(nn.Module):

@@ -20,6 +20,7 @@ from foretoken.core.state import State
 from foretoken.nn.dropout import dropout
 from foretoken.nn.embed.rotary import rotate, turn
 from foretoken.nn.mixer import Facts, Mixed, Mixer, MixerConfig, Tokens, Visible, may_write_in_place
+from foretoken.nn.scan import wide
 
 _FEW = 8  # up to so many tokens, one larger product costs less than two
 
@@ -99,6 +100,9 @@ class Attention(Mixer):
             return Mixed(x_BLD, state)
         tokens = tokens or Tokens()
         heads, head_width = self.config.num_heads, self.width // self.config.num_heads
+        if read is not None and state is None and self._folds(len(range(x_BLD.shape[1])[read])):
+            y_BLD = self._folded(x_BLD, tokens, read)
+            return Mixed(y_BLD if tokens.valid is None else y_BLD * tokens.valid[:, read, None], None)
         if read is not None and x_BLD.shape[1] > _FEW:  # queries only where they are read
             weight, bias = self.qkv.weight, self.qkv.bias
             at, rest = slice(None, self.width), slice(self.width, None)
@@ -129,16 +133,39 @@ class Attention(Mixer):
             y_BLD = y_BLD * _at(tokens.valid, read)[..., None]
         return Mixed(y_BLD, state)
 
+    def _folds(self, queries: int) -> bool:
+        dropped = self.training and self.config.dropout
+        return queries * self.config.num_heads * 4 <= self.width and self.config.positions == "none" and not dropped
+
+    def _folded(self, x_BLD: Tensor, tokens: Tokens, read: slice) -> Tensor:
+        """Attention of few queries without keys and values: q.(W x) = (W'q).x, and a mean of values is the value of a mean.
+
+        What a bias of keys adds to a query's scores is the same for all, and softmax does not see it.
+        """
+        weight, bias = self.qkv.weight, self.qkv.bias
+        _, wk_HED, wv_HED = weight.unflatten(0, (3, self.config.num_heads, -1))
+        scale = wk_HED.shape[1] ** -0.5
+        bq, _, bv = (None, None, None) if bias is None else bias.chunk(3)
+        q_BRHE = (F.linear(x_BLD[:, read], weight[: self.width], bq) * scale).unflatten(-1, wk_HED.shape[:2])
+        scores = torch.einsum("brhe,hed->brhd", q_BRHE, wk_HED).flatten(1, 2) @ x_BLD.transpose(1, 2)
+        new = tokens.once(("told", True), lambda: _tell(tokens, x_BLD, None))
+        mask = self._whole_mask(new, tokens, read, scores.dtype)
+        if mask is not None:
+            scores = scores + mask[:, 0].repeat_interleave(len(wk_HED), 1)
+        means = scores.softmax(-1, dtype=wide(scores.dtype)).to(scores.dtype) @ x_BLD
+        y = torch.einsum("brhd,hed->brhe", means.unflatten(1, (-1, len(wk_HED))), wv_HED).flatten(2)
+        return self.out(y if bv is None else y + bv)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention; `mask` (B, 1, Lq, Lk) is added to the scores, None is plain causal order."""
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = _turned(q), _turned(k), _turned(v)
         if not (self.training and self.config.dropout):
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2)
+            return _turned(F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None))
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is None:
             mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu_(1)
         weights = (scores + mask).softmax(-1, dtype=torch.float32).to(v.dtype)
-        return (dropout(weights, self.config.dropout, True) @ v).transpose(1, 2)
+        return _turned(dropout(weights, self.config.dropout, True) @ v)
 
     def _whole_mask(self, new: "_Told", tokens: Tokens, read: slice | None, dtype: torch.dtype) -> Tensor | None:
         """For a whole sequence: None where plain causal order will do."""
@@ -241,6 +268,13 @@ class _Told(NamedTuple):
             None if new.valid is None else torch.cat((torch.ones_like(self.clock, dtype=torch.bool), new.valid), dim=1)
         )
         return _Told(valid, *(torch.cat(pair, dim=1) for pair in zip(self[1:], new[1:], strict=True)))
+
+
+def _turned(part: Tensor) -> Tensor:
+    """(B, H, L, E) of (B, L, H, E), and back; of one head without a transposition, which a graph would carry out."""
+    if part.shape[1] == 1:
+        return part.squeeze(1).unsqueeze(2)
+    return part.transpose(1, 2) if part.shape[2] > 1 else part.squeeze(2).unsqueeze(1)
 
 
 def _at(part: Tensor, read: slice | None, dim: int = 1) -> Tensor:

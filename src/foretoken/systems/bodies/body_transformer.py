@@ -149,7 +149,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=tuple(range(8)),
         holds=verdict,
-        minutes=20,
+        minutes=30,
     )
 
 

@@ -84,7 +84,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=30,
+        minutes=10,
     )
 
 

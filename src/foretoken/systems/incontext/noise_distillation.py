@@ -100,7 +100,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=40,
+        minutes=35,
     )
 
 

@@ -145,7 +145,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=5,
+        minutes=2,
     )
 
 

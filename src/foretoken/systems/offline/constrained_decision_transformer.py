@@ -174,7 +174,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=33,
+        minutes=25,
     )
 
 

@@ -163,7 +163,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=20,
+        minutes=10,
     )
 
 

@@ -162,7 +162,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=80,
+        minutes=75,
     )
 
 
