@@ -172,7 +172,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=50,
+        minutes=65,
     )
 
 

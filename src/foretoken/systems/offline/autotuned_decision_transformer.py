@@ -187,7 +187,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=15,
+        minutes=30,
     )
 
 

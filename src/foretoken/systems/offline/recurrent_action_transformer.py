@@ -175,7 +175,7 @@ def claim() -> Claim:
         metric=figures,
         seeds=(0, 1, 2),
         holds=verdict,
-        minutes=25,
+        minutes=30,
     )
 
 
