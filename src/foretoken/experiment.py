@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -188,12 +189,7 @@ def run(
         return config.build(batch_size=training.batch_size, seed=experiment.seed, **part)
 
     source = build_source(experiment.source, experiment.training, path)
-    where = experiment.evaluation.environment or getattr(source.spec, "environment", "")
-    if (
-        where and experiment.training.evaluate_every and isinstance(source.spec, Spec)
-    ):  # before anything is trained for it
-        with contextlib.closing(make(where)) as environment:
-            check_same(source.spec, environment)
+    where = _environment(experiment, source)
     method = build(experiment, source)
     returns = _returns(source)
     if leads and not (resume and (path / "run.json").exists()):
@@ -213,33 +209,13 @@ def run(
             fabric=fabric,
         )
 
-    def measure(trained: Method, update: int) -> Mapping[str, float]:
-        assert isinstance(source.spec, Spec)
-        device = next(trained.parameters()).device
-        last = update == experiment.training.updates and shows(type(trained))
-        watch = Watch(min(EPISODES, experiment.evaluation.episodes)) if last else None
-        done = evaluate(
-            trained,
-            source.spec,
-            experiment.evaluation,
-            seed=experiment.seed,
-            update=update,
-            data_returns=returns,
-            device=device,
-            watch=watch,
-        )
-        kept = done.write(path / "evaluations" / f"update-{update:08d}.json")
-        if watch is not None:
-            write_exhibits(kept, trained, update, watch.episodes)
-        return done.metrics()
-
     train(
         method,
         source,
         experiment.training,
         path,
         seed=experiment.seed,
-        evaluate=measure if where else None,
+        evaluate=partial(_measure, experiment, source.spec, returns, path) if where else None,
         resume=resume,
         progress=progress,
         fabric=fabric,
@@ -247,6 +223,38 @@ def run(
     if leads:
         _write_json(path / "run.json", {**Run.open(path).about, "status": "finished"})
     return Run.open(path)
+
+
+def _environment(experiment: Experiment, source: Source) -> str:
+    """Where it is evaluated, "" for nowhere; what it could not be evaluated in is refused here, before anything is trained."""
+    where = experiment.evaluation.environment or getattr(source.spec, "environment", "")
+    if where and experiment.training.evaluate_every and isinstance(source.spec, Spec):
+        with contextlib.closing(make(where)) as environment:
+            check_same(source.spec, environment)
+    return where
+
+
+def _measure(
+    experiment: Experiment, spec: Any, returns: np.ndarray, path: Path, method: Method, update: int
+) -> Mapping[str, float]:
+    """An evaluation while it is trained, written into the run; the last one with what the method shows."""
+    assert isinstance(spec, Spec)
+    last = update == experiment.training.updates and shows(type(method))
+    watch = Watch(min(EPISODES, experiment.evaluation.episodes)) if last else None
+    done = evaluate(
+        method,
+        spec,
+        experiment.evaluation,
+        seed=experiment.seed,
+        update=update,
+        data_returns=returns,
+        device=next(method.parameters()).device,
+        watch=watch,
+    )
+    kept = done.write(path / "evaluations" / f"update-{update:08d}.json")
+    if watch is not None:
+        write_exhibits(kept, method, update, watch.episodes)
+    return done.metrics()
 
 
 def _routes(source: Source) -> dict[str, int]:

@@ -48,6 +48,20 @@ def test_past_its_capacity_a_stream_is_a_sliding_window(positions) -> None:
             torch.testing.assert_close(torch.cat(parts, 1), want)
 
 
+@pytest.mark.parametrize(("num_heads", "bias", "window"), [(2, True, 0), (4, False, 5)])
+def test_few_queries_attend_as_all_do(monkeypatch, num_heads, bias, window) -> None:
+    torch.manual_seed(0)
+    mixer = AttentionConfig(num_heads=num_heads, bias=bias, window=window).build(64).double()
+    if bias:
+        torch.nn.init.normal_(mixer.qkv.bias)
+    x, valid = torch.randn(3, 19, 64, dtype=torch.float64), torch.arange(19) >= torch.tensor([[0], [4], [17]])
+    tokens, read = Tokens(valid=valid, fresh=torch.arange(19).eq(8).expand(3, -1)), slice(2, None, 6)
+    assert mixer._folds(3)
+    few = mixer(x, tokens=tokens, read=read).y
+    monkeypatch.setattr(mixer, "_folded", None)
+    torch.testing.assert_close(few, mixer(x, tokens=tokens).y[:, read])
+
+
 def test_positions_are_relative_to_the_start_of_memory() -> None:
     torch.manual_seed(0)
     layer = AttentionConfig(positions="rotary").build(8).double()
