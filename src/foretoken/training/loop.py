@@ -251,6 +251,8 @@ class _Loop:
             self.method.fit(self.source.stores, stage)
             # statistics that `fit` made on the CPU follow the weights
             self.method.to(self.device)
+        else:
+            self._restore(found)  # first of all: objectives may depend on what `fit` noted
         self._same_everywhere()
         self.source.connect(self.method)
         self.training.optimiser.check(self.method)
@@ -267,7 +269,8 @@ class _Loop:
             if self.training.tensorboard:
                 self.listeners.append(TensorBoard(self.out / "tensorboard", self.done))
 
-    def _load(self, found: checkpoint.Checkpoint) -> None:
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        """The method as it was saved, if it is this run's."""
         state = found.state
         if state["seed"] != self.seed:
             raise CheckpointError(
@@ -280,7 +283,10 @@ class _Loop:
                 state["threads"],
             )
         checkpoint.load_state(self.method, found.tensors("model"), str(found.folder))
-        saved = found.tensors("optimiser")
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
+        """What stands beside the method: optimisers, averages, the source, counts."""
+        state, saved = found.state, found.tensors("optimiser")
         for learner in self.learners:
             lead = f"{learner.name}/"
             learner.optimiser.load(

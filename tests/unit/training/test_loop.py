@@ -76,7 +76,9 @@ class Toy:
     def load_state_dict(self, state): ...
 
 
-def run(out, method=None, source=None, *, seed=1, evaluate=None, resume=False, progress=False, **training):
+def run(
+    out, method=None, source=None, *, seed=1, evaluate=None, resume=False, progress=False, stage="main", **training
+):
     method, source = method or Regression(), source or Toy()
     settings = {
         "updates": 12,
@@ -86,8 +88,9 @@ def run(out, method=None, source=None, *, seed=1, evaluate=None, resume=False, p
         "validate_every": 0,
     } | training
     trained = train(
-        method, source, Training(**settings), Path(out), seed=seed, evaluate=evaluate, resume=resume, progress=progress
-    )
+        method, source, Training(**settings), Path(out), seed=seed, stage=stage, evaluate=evaluate, resume=resume,
+        progress=progress,
+    )  # fmt: skip
     return method, trained
 
 
@@ -307,6 +310,29 @@ def test_fit_runs_once_before_the_first_gradient_and_not_when_resuming(tmp_path)
     run(tmp_path / "again", Fitted())
     assert [(stage, set(gradients)) for stage, gradients, _ in calls] == [("main", {None})] * 2
     assert calls[0][2] == calls[1][2], "fit is seeded too"
+
+
+def test_a_resumed_stage_goes_on_with_its_own_objectives(tmp_path):
+    class Staged(Regression):
+        """Its first stage learns from signs."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("early", torch.tensor(False))
+
+        def fit(self, stores, stage):
+            self.early.fill_(stage == "early")
+
+        def objectives(self):
+            loss = self.of_signs if self.early else self.loss
+            return (Objective("signs" if self.early else "loss", loss, (self,), {"data": self.window}),)
+
+        def of_signs(self, batch):
+            return self.loss(batch.replace(y=batch.y.sign()))
+
+    whole, _ = run(tmp_path / "whole", Staged(), stage="early")
+    run(tmp_path / "cut", Staged(), stage="early", updates=5)
+    assert same(whole, run(tmp_path / "cut", Staged(), stage="early", resume=True)[0])
 
 
 @pytest.mark.parametrize(
