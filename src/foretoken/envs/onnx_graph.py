@@ -33,7 +33,7 @@ class OnnxGraph:
         given = [leaf.clone() for leaf in example]
         answers = module(*given)
         self._own = _same_memory(answers, given)
-        record = make_fx(module, tracing_mode="real", _error_on_data_dependent_ops=False)
+        record = make_fx(module, _PLAIN, tracing_mode="real", _error_on_data_dependent_ops=False)
         inputs = tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in example)
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that nothing here needs
         program: Any = torch.onnx.export(record(*inputs).eval(), inputs, dynamo=True, verbose=False)
@@ -80,11 +80,29 @@ class OnnxGraph:
         bind(self._names[kind][number], "cpu", 0, array.dtype, list(array.shape), leaf.data_ptr())
 
 
-def _session(model: Any, threads: int) -> Any:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False, *,
+    attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Softmax attention in operations that ONNX Runtime joins; what the exporter makes of it copies the keys."""
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-1, -2)
+    if is_causal:
+        attn_mask = torch.full(scores.shape[-2:], float("-inf")).triu_(1)
+    return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v, scores
+
+
+_PLAIN = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: _attention}
+
+
+def _session(model: Any, threads: int, path: Path | None = None) -> Any:
+    """Ready to run; its graph is written to `path`, where given, with what follows from weights alone worked out."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if path is not None:
+        options.optimized_model_filepath = str(path)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its errors have no common kind
@@ -97,16 +115,18 @@ def _rounded(model: Any) -> Any:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    add_pre_process_metadata(model)  # else it logs that it would like to optimise the graph first
-    several = {weight.name for weight in model.graph.initializer if len(weight.dims) > 2}
-    kept = [node.name for node in model.graph.node if several & set(node.input)]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+        path, rounded = Path(folder) / "model.onnx", Path(folder) / "rounded.onnx"
+        _session(model, 1, path)
+        model = onnx.load(path)
+        add_pre_process_metadata(model)  # else it logs that it would like to optimise the graph first
+        several = {weight.name for weight in model.graph.initializer if len(weight.dims) > 2}
+        kept = [node.name for node in model.graph.node if several & set(node.input)]
         quantize_dynamic(
-            model, path, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
+            model, rounded, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
             nodes_to_exclude=kept, extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
-        return onnx.load(path)
+        return onnx.load(rounded)
 
 
 def _same_memory(answers: Sequence[Tensor], given: Sequence[Tensor]) -> list[int | None]:

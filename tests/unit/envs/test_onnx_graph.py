@@ -67,24 +67,24 @@ def test_episodes_are_the_same_within_rounding(reading, mixer):
 
 
 class Product(nn.Module):
-    """A product with weights, one with two matrices of them, and one of two inputs."""
+    """A product with weights, one with a product of them, one with two matrices of them, and one of two inputs."""
 
     def __init__(self):
         super().__init__()
         self.weight, self.several = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(2, 64, 64))
 
     def forward(self, x):
-        return x @ self.weight, x @ self.several, x @ x.mT
+        return x @ self.weight, x @ (self.weight @ self.weight), x @ self.several, x @ x.mT
 
 
 @installed
 def test_products_with_weights_are_rounded_to_eight_bits():
     module, x = Product().requires_grad_(False), torch.randn(5, 64)
-    by_weight, several, by_input = (
+    by_weight, by_both, several, by_input = (
         float((one - other).abs().max() / one.abs().max())
         for one, other in zip(module(x), OnnxGraph(module, [x], rounded=True)(x), strict=True)
     )
-    assert 1e-4 < by_weight < 0.03 and several < 1e-5 and by_input < 1e-5
+    assert 1e-4 < by_weight < 0.03 and 1e-4 < by_both < 0.03 and several < 1e-5 and by_input < 1e-5
 
 
 @installed

@@ -62,6 +62,24 @@ def test_few_queries_attend_as_all_do(monkeypatch, num_heads, bias, window) -> N
     torch.testing.assert_close(few, mixer(x, tokens=tokens).y[:, read])
 
 
+@pytest.mark.parametrize(("bias", "dropout"), [(True, 0.0), (True, 0.3), (False, 0.3)])
+def test_one_head_attends_without_keys_as_with_them(monkeypatch, bias, dropout) -> None:
+    torch.manual_seed(0)
+    mixer = AttentionConfig(bias=bias, dropout=dropout, window=7).build(8).double().train()
+    if bias:
+        torch.nn.init.normal_(mixer.qkv.bias)
+        torch.nn.init.normal_(mixer.out.bias)
+    x, valid = torch.randn(3, 19, 8, dtype=torch.float64), torch.arange(19) >= torch.tensor([[0], [4], [17]])
+    tokens, read = Tokens(valid=valid, fresh=torch.arange(19).eq(9).expand(3, -1)), slice(2, None, 2)
+    learnt, found = [x.requires_grad_(), *mixer.parameters()], []
+    for merges in (True, False):
+        monkeypatch.setattr(mixer, "_merges", lambda count, merges=merges: merges)
+        torch.manual_seed(1)  # the same weights are dropped
+        y = mixer(x, tokens=tokens, read=read).y
+        found.append((y, *torch.autograd.grad(y.square().sum(), learnt)))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)  # what is dropped, is dropped in float32
+
+
 def test_positions_are_relative_to_the_start_of_memory() -> None:
     torch.manual_seed(0)
     layer = AttentionConfig(positions="rotary").build(8).double()

@@ -103,6 +103,9 @@ class Attention(Mixer):
         if read is not None and state is None and self._folds(len(range(x_BLD.shape[1])[read])):
             y_BLD = self._folded(x_BLD, tokens, read)
             return Mixed(y_BLD if tokens.valid is None else y_BLD * tokens.valid[:, read, None], None)
+        if state is None and self._merges(x_BLD.shape[0] * x_BLD.shape[1]):
+            y_BLD = self._merged(x_BLD, tokens, read)
+            return Mixed(y_BLD if tokens.valid is None else y_BLD * _at(tokens.valid, read)[..., None], None)
         if read is not None and x_BLD.shape[1] > _FEW:  # queries only where they are read
             weight, bias = self.qkv.weight, self.qkv.bias
             at, rest = slice(None, self.width), slice(self.width, None)
@@ -155,6 +158,27 @@ class Attention(Mixer):
         means = scores.softmax(-1, dtype=wide(scores.dtype)).to(scores.dtype) @ x_BLD
         y = torch.einsum("brhd,hed->brhe", means.unflatten(1, (-1, len(wk_HED))), wv_HED).flatten(2)
         return self.out(y if bv is None else y + bv)
+
+    def _merges(self, tokens: int) -> bool:
+        return self.config.num_heads == 1 and tokens >= 2 * self.width and self.config.positions == "none"
+
+    def _merged(self, x_BLD: Tensor, tokens: Tokens, read: slice | None) -> Tensor:
+        """One head without keys: q.(W x) = (W'q).x with both matrices made one, and those of values and output likewise.
+
+        That saves two of four products with tokens for two of matrices, where tokens are many more than features.
+        """
+        weight, bias = self.qkv.weight, self.qkv.bias
+        wq, wk, wv = weight.chunk(3)
+        bq, _, bv = (None, None, None) if bias is None else bias.chunk(3)
+        dropped = self.training and self.config.dropout and bias is not None
+        if bv is not None:  # a bias of the output passes through a mean, if nothing is dropped from it
+            bv = F.linear(bv, self.out.weight) if dropped else self.out(bv)
+        q = F.linear(_at(x_BLD, read), wk.T @ wq, None if bq is None else bq @ wk)
+        v = F.linear(x_BLD, self.out.weight @ wv, bv)
+        new = tokens.once(("told", True), lambda: _tell(tokens, x_BLD, None))
+        mask = self._whole_mask(new, tokens, read, q.dtype)
+        y = self._attend(q[:, :, None], x_BLD[:, :, None], v[:, :, None], mask).squeeze(2)
+        return y + self.out.bias if dropped else y
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention; `mask` (B, 1, Lq, Lk) is added to the scores, None is plain causal order."""
