@@ -83,6 +83,10 @@ class Experiment(Config):
     before: tuple[Stage, ...] = ()
     start: tuple[Weights, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(seed=0)
+
 
 @dataclass(frozen=True)
 class Claim:

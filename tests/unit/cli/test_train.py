@@ -71,6 +71,7 @@ def test_dry_run_prints_the_settings_and_the_cost_and_makes_nothing(foretoken) -
         (("dt", "smoke", "--training.updates", 0), "updates must be at least 1, got 0"),
         (("dt", "smoke", "--training.optimiser.schedule", "cosin"), "cosine"),
         (("dt", "smoke", "--source.store", "nowhere"), "`foretoken import DATASET --out nowhere`"),
+        (("dt", "smoke", "--seed", -1), "seed must be at least 0, got -1"),
         (("dt", "smoke", "--system.context", -1), "context must be at least 1, got -1"),
         (("dt", "smoke", "--evaluation.environment", "Hoper-v5"), "did you mean 'Hopper-v5'"),
         (("dt", "smoke", "--training.accelerator", "abacus"), "error: invalid choice 'abacus' for"),
