@@ -44,7 +44,7 @@ def run(data: Data, settings: Settings, *, full: bool) -> Job:
 
 def _against_peers(number: int, context: int, settings: Settings) -> Table:
     makers = [
-        *mine(ours, number, context, engines=("onnx", "torch") if number == 1 else ("torch", "onnx")),
+        *mine(ours, number, context, engines=("onnx", "torch") if number == 1 else ("onnx-int8", "torch", "onnx")),
         *peers(number, context, bare=False),
     ]
     scores = compete(makers, settings)

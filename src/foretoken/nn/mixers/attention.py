@@ -8,7 +8,7 @@ with what each of them is, so one rule of visibility serves both.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -251,15 +251,14 @@ class Attention(Mixer):
     def _write(self, k: Tensor, v: Tensor, new: "_Told", tokens: Tokens, state: State) -> State:
         """The last `slots` valid tokens of each row, at slots counted per row."""
 
-        def make() -> tuple[Tensor, Tensor | None]:
+        def make() -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
             if tokens.valid is None:
                 clock = new.clock[:, -self.slots :]
                 rows = torch.arange(len(clock), device=clock.device)[:, None]
-                return (rows * self.slots + clock % self.slots).flatten(), None
+                return (rows, clock % self.slots), (slice(None), slice(-self.slots, None))
             kept = tokens.valid & (new.clock > new.clock[:, -1:] - self.slots)
             rows, columns = kept.nonzero(as_tuple=True)
-            place = rows * new.clock.shape[1] + columns
-            return rows * self.slots + new.clock.flatten()[place] % self.slots, place
+            return (rows, new.clock[rows, columns] % self.slots), (rows, columns)
 
         target, place = tokens.once(("slots", self.slots), make)
         fields = {"keys": k, "values": v}
@@ -267,10 +266,8 @@ class Attention(Mixer):
             fields |= {"step": new.step, "group": new.group, "position": new.position}
         written = {}
         for name, values in fields.items():
-            ring = state[name].flatten(0, 1)
-            put = ring.index_copy_ if may_write_in_place() else ring.index_copy
-            values = values[:, -self.slots :].flatten(0, 1) if place is None else values.flatten(0, 1)[place]
-            written[name] = put(0, target, values.to(ring.dtype)).view_as(state[name])
+            put = state[name].index_put_ if may_write_in_place() else state[name].index_put
+            written[name] = put(target, values[place].to(state[name].dtype))
         return {**state, **written, "count": new.clock[:, -1] + 1, "born": new.born[:, -1]}
 
 
