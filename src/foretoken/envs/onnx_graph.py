@@ -60,14 +60,15 @@ class OnnxGraph:
 
     def __call__(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         for number, leaf in enumerate(leaves):
-            if leaf.data_ptr() == self._given[number].data_ptr():
+            given = self._given[number]
+            if leaf is given or leaf.data_ptr() == given.data_ptr():
                 continue
             if number in self._own:
                 self._given[number] = leaf = leaf.contiguous()
                 self._bind("input", number, leaf)
                 self._bind("output", self._own.index(number), leaf)
             else:
-                self._given[number].copy_(leaf)
+                given.copy_(leaf)
         self._session.run_with_iobinding(self._binding)
         return tuple(
             answer.clone() if own is None else self._given[own]

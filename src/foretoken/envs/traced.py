@@ -186,7 +186,7 @@ def _leaves(tree: Any) -> list[Tensor]:
 
 def _filled(shape: Any, leaves: Iterator[Any], kept: list[Tensor] | None = None) -> Any:
     """The next leaves in the shape of a tree, and noted in `kept`."""
-    if isinstance(shape, Mapping):
+    if shape is not None and not isinstance(shape, Tensor):  # asking whether it is a Mapping takes longer
         return {name: _filled(part, leaves, kept) for name, part in shape.items()}
     leaf = next(leaves)
     if kept is not None:
