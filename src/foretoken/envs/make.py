@@ -66,7 +66,7 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env:
         )
     kwargs.setdefault("disable_env_checker", True)
     try:
-        return tuple_as_dict(gymnasium.make(id, **kwargs))
+        return tuple_as_dict(_kept_open(gymnasium.make(id, **kwargs)))
     except gymnasium.error.DependencyNotInstalled as problem:
         raise MissingExtra(f"{id} needs a package that is not installed: {problem}; {_extra(id)}") from problem
     except ModuleNotFoundError as problem:
@@ -83,6 +83,13 @@ def tuple_as_dict(env: gymnasium.Env) -> gymnasium.Env:
     named = gymnasium.spaces.Dict({str(i): part for i, part in enumerate(space.spaces)})
     change = lambda seen: {str(i): part for i, part in enumerate(seen)}  # noqa: E731
     return gymnasium.wrappers.TransformObservation(env, change, named)
+
+
+def _kept_open(env: gymnasium.Env) -> gymnasium.Env:
+    """An environment of Memory Gym that leaves pygame's one display, on which all of them draw, to the others when it is closed."""
+    if type(env.unwrapped).__module__.startswith("memory_gym."):
+        vars(env.unwrapped)["close"] = lambda: None
+    return env
 
 
 def register(id: str) -> None:

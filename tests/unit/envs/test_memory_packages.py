@@ -39,6 +39,14 @@ def test_mortar_mayhem_is_seen_as_an_image():
 
 
 @pytest.mark.parametrize("id", IDS)
+def test_closing_one_leaves_the_others(id):
+    one, other = make(id), make(id)
+    one.close()
+    seen, _ = other.reset(seed=0)
+    assert seen in other.observation_space
+
+
+@pytest.mark.parametrize("id", IDS)
 def test_episodes_are_resumed_in_their_middle(id):
     def slots():
         return Slots(id, range(100), num_slots=2, seed=0)
