@@ -115,7 +115,7 @@ def _table(number: int, settings: Settings) -> Table:
     floor = floors.acting(number, CONTEXT)
     note = (
         f"Floor: {floor.flops / number / 1e6:.1f} MFLOP of float32 products per decision, the last layer for one token, at the "
-        f"{floor.rate / 1e9:.0f} GFLOP/s measured at their sizes; one head without keys takes fewer, eight bits less time."
+        f"{floor.rate / 1e9:.0f} GFLOP/s measured at their sizes."
     )
     name = f"{number} environment{'s' if number > 1 else ''}"
     whole = not skipped(makers)

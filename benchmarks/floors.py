@@ -36,20 +36,22 @@ class Product:
 
 
 def transformer(
-    rows: int, tokens: int, read: int, *, seen: int = 0, width: int = 128, layers: int = 3, heads: int = 1
+    rows: int, tokens: int, read: int, *, kept: int = 0, width: int = 128, layers: int = 3, heads: int = 1
 ) -> list[Product]:
     """The products of one forward pass in which the last layer answers only at `read` of each row's tokens.
 
     Args:
-        seen: keys that are attended to; 0 = as many as there are tokens.
+        kept: keys of earlier tokens and of these that are attended to; 0 = only these tokens, and no keys are kept.
     """
-    every, some, seen = rows * tokens, rows * read, seen or tokens
+    every, some, seen = rows * tokens, rows * read, kept or tokens
     products = []
     for layer in range(layers):
         asked, length = (some, read) if layer == layers - 1 else (every, tokens)
+        if heads == 1 and not kept:  # queries and keys share one matrix, values and the output another
+            products += [Product(every, width, width), Product(asked, width, width)]
+        else:
+            products += [Product(every, width, 2 * width), Product(asked, width, width, count=2)]
         products += [
-            Product(every, width, 2 * width),
-            Product(asked, width, width, count=2),
             Product(length, width // heads, seen, batch=rows * heads),
             Product(length, seen, width // heads, batch=rows * heads),
             Product(asked, width, 4 * width),
@@ -97,7 +99,7 @@ def acting(rows: int, context: int) -> Floor:
 
 def streaming(rows: int, context: int) -> Floor:
     """One decision for each of `rows` environments that reads one step, with keys and values of `context` steps kept."""
-    return of_products(transformer(rows, 3, 1, seen=3 * context))
+    return of_products(transformer(rows, 3, 1, kept=3 * context))
 
 
 def _best(batch: int, m: int, k: int, n: int, dtype: torch.dtype) -> float:

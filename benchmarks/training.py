@@ -89,7 +89,7 @@ def _table(data: Data, setting: Setting, settings: Settings) -> Table:
     note = (
         f"Floor: {whole.flops / 1e9:.1f} GFLOP of matrix products at the {whole.rate / 1e9:.0f} GFLOP/s measured at their sizes, "
         f"{1e3 * whole.seconds:.1f} ms; with the last layer only where an action is predicted, as foretoken computes it, "
-        f"{pruned.flops / 1e9:.1f} GFLOP and {1e3 * pruned.seconds:.1f} ms. Its one head attends without keys, which takes less still."
+        f"{pruned.flops / 1e9:.1f} GFLOP and {1e3 * pruned.seconds:.1f} ms."
     )
     return Table(
         f"{setting}",
