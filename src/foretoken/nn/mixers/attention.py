@@ -128,7 +128,7 @@ class Attention(Mixer):
         if qk is not None:
             q = _at(q, read)
         if state is None:
-            y_BLHE = self._attend(q, k, v, self._whole_mask(new, tokens, read, q.dtype))
+            y_BLHE = self._attend(q, k, v, self._whole_mask(x_BLD, tokens, read, q.dtype))
         else:
             y_BLHE, state = self._stream(q, k, v, new, tokens, read, state)
         y_BLD = self.out(y_BLHE.flatten(2))
@@ -151,8 +151,7 @@ class Attention(Mixer):
         bq, _, bv = (None, None, None) if bias is None else bias.chunk(3)
         q_BRHE = (F.linear(x_BLD[:, read], weight[: self.width], bq) * scale).unflatten(-1, wk_HED.shape[:2])
         scores = torch.einsum("brhe,hed->brhd", q_BRHE, wk_HED).flatten(1, 2) @ x_BLD.transpose(1, 2)
-        new = tokens.once(("told", True), lambda: _tell(tokens, x_BLD, None))
-        mask = self._whole_mask(new, tokens, read, scores.dtype)
+        mask = self._whole_mask(x_BLD, tokens, read, scores.dtype)
         if mask is not None:
             scores = scores + mask[:, 0].repeat_interleave(len(wk_HED), 1)
         means = scores.softmax(-1, dtype=wide(scores.dtype)).to(scores.dtype) @ x_BLD
@@ -175,8 +174,7 @@ class Attention(Mixer):
             bv = F.linear(bv, self.out.weight) if dropped else self.out(bv)
         q = F.linear(_at(x_BLD, read), wk.T @ wq, None if bq is None else bq @ wk)
         v = F.linear(x_BLD, self.out.weight @ wv, bv)
-        new = tokens.once(("told", True), lambda: _tell(tokens, x_BLD, None))
-        mask = self._whole_mask(new, tokens, read, q.dtype)
+        mask = self._whole_mask(x_BLD, tokens, read, q.dtype)
         y = self._attend(q[:, :, None], x_BLD[:, :, None], v[:, :, None], mask).squeeze(2)
         return y + self.out.bias if dropped else y
 
@@ -191,13 +189,14 @@ class Attention(Mixer):
         weights = (scores + mask).softmax(-1, dtype=torch.float32).to(v.dtype)
         return _turned(dropout(weights, self.config.dropout, True) @ v)
 
-    def _whole_mask(self, new: "_Told", tokens: Tokens, read: slice | None, dtype: torch.dtype) -> Tensor | None:
+    def _whole_mask(self, x_BLD: Tensor, tokens: Tokens, read: slice | None, dtype: torch.dtype) -> Tensor | None:
         """For a whole sequence: None where plain causal order will do."""
         plain = tokens.valid is None and tokens.fresh is None and read is None
         if plain and not self.config.window and self.visible is None:
             return None
 
         def make() -> Tensor:
+            new = tokens.once(("told", True), lambda: _tell(tokens, x_BLD, None))
             seen = self._seen(new, new, self.config.window)
             if tokens.valid is not None:  # a padded query sees itself, so that its softmax is finite
                 itself = torch.eye(new.clock.shape[1], dtype=torch.bool, device=seen.device)
