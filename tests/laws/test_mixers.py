@@ -12,7 +12,8 @@ from foretoken.nn.mixers import shelf
 from foretoken.nn.mixers.attention import Attention, AttentionConfig
 from foretoken.nn.mixers.transformer_xl import TransformerXL, TransformerXLConfig
 from foretoken.testing import check_mixer
-from foretoken.testing.mixers import LAWS, trial_of
+from foretoken.testing.mixers import LAWS
+from foretoken.testing.trial import trial_of
 
 
 def discovered() -> list[MixerConfig]:

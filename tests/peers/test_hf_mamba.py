@@ -7,7 +7,7 @@ from foretoken.nn.mixer import Mixer, MixerConfig, Tokens
 from foretoken.nn.mixers.mamba import MambaConfig
 from foretoken.nn.mixers.mamba2 import Mamba2Config
 from foretoken.testing.agreement import perturb
-from foretoken.testing.mixers import stream
+from foretoken.testing.trial import stream
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'peers'")
 

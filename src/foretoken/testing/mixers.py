@@ -5,75 +5,31 @@ All laws but the last are checked in float64 with perturbed weights, so that a d
 
 import itertools
 import operator
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from foretoken.core.state import State, gather, nbytes, write_rows
-from foretoken.nn.mixer import Mixed, Mixer, MixerConfig, Tokens, copying_states
-from foretoken.testing.agreement import perturb, require, require_equal
+from foretoken.core.state import gather, nbytes, write_rows
+from foretoken.nn.mixer import Mixer, MixerConfig, Tokens, copying_states
+from foretoken.testing.agreement import require, require_equal
+from foretoken.testing.trial import (
+    Reference,
+    Trial,
+    copied,
+    cut,
+    cuttings,
+    pick,
+    reached,
+    stream,
+    trial_of,
+    whole_length,
+    within_limit,
+)
 
-Reference = Callable[[Any, Tensor, Tokens], Tensor]
 LENGTHS = (1, 7, 63)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One mixer under test.
-
-    Args:
-        config, width: what is built.
-        reference: the same layer for one row in plain loops, `(mixer, x (L, D), tokens) -> (L, D)`.
-        rows: B of the inputs.
-        slack: tokens beyond one that may be tried and dropped while streaming in place.
-        tolerance: allowed relative difference in float64.
-        seed: of weights and inputs.
-    """
-
-    config: MixerConfig
-    width: int
-    reference: Reference
-    rows: int = 3
-    slack: int = 0
-    tolerance: float = 1e-9
-    seed: int = 0
-
-    def build(self, dtype: torch.dtype = torch.float64, **kwargs: Any) -> Mixer:
-        torch.manual_seed(self.seed)
-        mixer: Mixer = self.config.build(self.width, **kwargs)
-        perturb(mixer, self.seed)
-        return mixer.eval().to(dtype)
-
-    def input(self, length: int, *, purpose: int = 0, scale: float = 1.0) -> Tensor:
-        generator = torch.Generator().manual_seed(1000 * self.seed + 10 * length + purpose)
-        return scale * torch.randn(self.rows, length, self.width, generator=generator, dtype=torch.float64)
-
-    def tokens(
-        self, mixer: Mixer, length: int, *, padding: float = 0.2, fresh: float = 0.08, purpose: int = 0
-    ) -> Tokens:
-        """Random padding, and memories that begin at different times in different rows, none longer than the mixer promises."""
-        generator = torch.Generator().manual_seed(7 + 1000 * self.seed + 10 * length + purpose)
-        valid = torch.rand(self.rows, length, generator=generator) >= padding
-        begins = torch.rand(self.rows, length, generator=generator) < fresh
-        limit = mixer.facts.max_context
-        if mixer.facts.streaming == "within_window" and limit is not None:
-            for row in range(self.rows):
-                age = row  # rows differ in when they reach the limit
-                for at in range(length):
-                    age = 0 if begins[row, at] else age
-                    age += int(valid[row, at])
-                    if age > limit:
-                        begins[row, at], age = True, int(valid[row, at])
-        step = torch.arange(length).expand(self.rows, -1)
-        return Tokens(valid=valid, fresh=begins, step=step, group=step % 3)
-
-    def sizes(self, length: int) -> str:
-        return f"{self.config}, width={self.width}, rows={self.rows}, length={length}"
 
 
 def check_mixer(config: MixerConfig, width: int = 12, *, reference: Reference | None = None, **trial: Any) -> None:
@@ -93,80 +49,17 @@ def check_mixer(config: MixerConfig, width: int = 12, *, reference: Reference | 
         law(made)
 
 
-def trial_of(config: MixerConfig, width: int, *, reference: Reference | None = None, **trial: Any) -> Trial:
-    """The trial of a mixer, with the `reference` of its own module unless one is given."""
-    if reference is None:
-        reference = getattr(sys.modules[type(config).__module__], "reference", None)
-        if reference is None:
-            raise AssertionError(
-                f"{type(config).__module__} offers no reference(mixer, x_LD, tokens); every mixer needs one"
-            )
-    return Trial(config, width, reference, **({"slack": getattr(config, "slack", 0)} | trial))
-
-
-def cut(tokens: Tokens, part: slice | Tensor) -> Tokens:
-    """The tokens of a slice of the sequence, or of a mask (L,)."""
-    return tokens.map(lambda leaf: leaf[:, part])
-
-
-def pick(tokens: Tokens, rows: Tensor | slice) -> Tokens:
-    """The tokens of some rows."""
-    return tokens.map(lambda leaf: leaf[rows])
-
-
-def stream(mixer: Mixer, x: Tensor, tokens: Tokens, cuts: list[int], state: State | None = None) -> Mixed:
-    """The outputs of the pieces between `cuts`, joined, and the state after them."""
-    state = mixer.initial_state(len(x)) if state is None else state
-    outputs = []
-    for begin, end in zip([0, *cuts], [*cuts, x.shape[1]], strict=True):
-        if begin < end:
-            y, state, _ = mixer(x[:, begin:end], state, tokens=cut(tokens, slice(begin, end)))
-            outputs.append(y)
-    return Mixed(torch.cat(outputs, 1), state)
-
-
-def copied(state: State) -> State:
-    """A copy, for use beside a state that may be written in place."""
-    return tree_map(torch.clone, state)
-
-
-def reached(mixer: Mixer, x: Tensor, tokens: Tokens) -> State:
-    """The state after a whole sequence."""
-    state = stream(mixer, x, tokens, []).state
-    assert state is not None
-    return state
-
-
-def _whole(mixer: Mixer, length: int) -> int:
-    """`length` as a multiple of the mixer's grain."""
-    return -(-length // mixer.facts.grain) * mixer.facts.grain
-
-
-def _within(mixer: Mixer, length: int, calls: int = 1) -> int:
-    """A whole length of which `calls` stay within what the mixer promises."""
-    limit = mixer.facts.max_context if mixer.facts.streaming == "within_window" else None
-    return _whole(mixer, length) if limit is None else min(_whole(mixer, length), max(1, limit // calls))
-
-
-def _cuttings(mixer: Mixer, length: int) -> dict[str, list[int]]:
-    grain = mixer.facts.grain
-    generator = torch.Generator().manual_seed(length)
-    places = list(range(grain, length, grain))
-    some = [place for place in places if torch.rand((), generator=generator) < 0.15]
-    return {"one call": [], "one cut": places[len(places) // 2 :][:1], "some cuts": some, "step by step": places}
-
-
 def concatenation(trial: Trial) -> None:
     """All at once == any split == step by step, with padding and with memories that begin at different times."""
     mixer = trial.build()
     for length in LENGTHS:
-        length = _whole(mixer, length)
+        length = whole_length(mixer, length)
         x, tokens = trial.input(length), trial.tokens(mixer, length)
-        more, after = trial.input(_whole(mixer, 5), purpose=1), Tokens()
+        more, after = trial.input(whole_length(mixer, 5), purpose=1), Tokens()
         with torch.no_grad():
             want = mixer(x, tokens=tokens).y
             tail = None
-            for name, cuts in _cuttings(mixer, length).items():
+            for name, cuts in cuttings(mixer, length).items():
                 got, state, _ = stream(mixer, x, tokens, cuts)
                 require_equal(got, want, f"concatenation, {name}", trial.sizes(length), tolerance=trial.tolerance)
                 y = mixer(more, state, tokens=after).y
@@ -179,10 +72,10 @@ def concatenation(trial: Trial) -> None:
 def gradients_through_state(trial: Trial) -> None:
     """A sequence cut in two has the gradients of the whole one: state carries them."""
     mixer = trial.build()
-    length = _whole(mixer, 9)
+    length = whole_length(mixer, 9)
     tokens, weight = trial.tokens(mixer, length), trial.input(length, purpose=1)
     gradients = []
-    for cuts in ([], [_whole(mixer, 4)]):
+    for cuts in ([], [whole_length(mixer, 4)]):
         x = trial.input(length).requires_grad_()
         (stream(mixer, x, tokens, cuts).y * weight).sum().backward()
         gradients.append(x.grad)
@@ -216,7 +109,7 @@ def causality(trial: Trial) -> None:
 def fresh_start(trial: Trial) -> None:
     """A memory that begins is a new start, whatever came before, in a sequence and while streaming, row by row."""
     mixer = trial.build()
-    before, length = _whole(mixer, 21), _within(mixer, 9)
+    before, length = whole_length(mixer, 21), within_limit(mixer, 9)
     garbage, x = trial.input(before, purpose=1, scale=1e3), trial.input(length)
     begin = torch.arange(trial.rows) % (before - 1) + 1  # how much of each row's garbage is cut off by its own start
     with torch.no_grad():
@@ -224,7 +117,7 @@ def fresh_start(trial: Trial) -> None:
         state = reached(mixer, garbage, Tokens())
         fresh = torch.zeros(trial.rows, length, dtype=torch.bool)
         fresh[:, 0] = True
-        for name, cuts in _cuttings(mixer, length).items():
+        for name, cuts in cuttings(mixer, length).items():
             got = stream(mixer, x, Tokens(fresh=fresh), cuts, copied(state)).y
             require_equal(got, want, f"fresh == new start, {name}", trial.sizes(length), tolerance=trial.tolerance)
         born = write_rows(state, gather(mixer.initial_state(trial.rows), torch.tensor([0])), torch.tensor([0]))
@@ -246,8 +139,8 @@ def fresh_start(trial: Trial) -> None:
 def padding(trial: Trial) -> None:
     """Padding on the left, on the right and in between changes no valid output and no returned state; its own output is zero."""
     mixer = trial.build()
-    length, pad = _within(mixer, 7, 2), _whole(mixer, 6)
-    x, more = trial.input(length), trial.input(_within(mixer, 5, 2), purpose=2)
+    length, pad = within_limit(mixer, 7, 2), whole_length(mixer, 6)
+    x, more = trial.input(length), trial.input(within_limit(mixer, 5, 2), purpose=2)
     no, yes = torch.zeros(trial.rows, pad, dtype=torch.bool), torch.ones(trial.rows, length, dtype=torch.bool)
     filler = trial.input(pad, purpose=1, scale=1e3)
     layouts = {
@@ -301,7 +194,7 @@ def agreement(trial: Trial) -> None:
     """Values and gradients are those of the naive reference."""
     mixer = trial.build()
     for length in (1, 7, 17):
-        length = _whole(mixer, length)
+        length = whole_length(mixer, length)
         tokens, weight = trial.tokens(mixer, length), trial.input(length, purpose=1)
         results = []
         for naive in (True, False):
@@ -327,12 +220,12 @@ def agreement(trial: Trial) -> None:
 def rows_independent(trial: Trial) -> None:
     """Permuting rows permutes results; replacing the other rows changes nothing; in a sequence and while streaming."""
     mixer = trial.build()
-    length = _whole(mixer, 15)
+    length = whole_length(mixer, 15)
     x, tokens = trial.input(length), trial.tokens(mixer, length)
     other, their = trial.input(length, purpose=3, scale=1e3), trial.tokens(mixer, length, purpose=3)
     order = torch.arange(trial.rows - 1, -1, -1)
     with torch.no_grad():
-        for name, cuts in {"a sequence": None, **_cuttings(mixer, length)}.items():
+        for name, cuts in {"a sequence": None, **cuttings(mixer, length)}.items():
 
             def run(x: Tensor, tokens: Tokens, cuts: list[int] | None = cuts) -> Tensor:
                 return (mixer(x, tokens=tokens) if cuts is None else stream(mixer, x, tokens, cuts)).y
@@ -359,10 +252,10 @@ def rows_independent(trial: Trial) -> None:
 def dropped_continuations(trial: Trial) -> None:
     """With gradients off: dropping a returned state un-does the call, for up to `slack` tokens beyond one."""
     mixer = trial.build()
-    grain, before = mixer.facts.grain, _whole(mixer, 23)
+    grain, before = mixer.facts.grain, whole_length(mixer, 23)
     tries = range(1, trial.slack + 2) if grain == 1 else (grain,)
-    prefix, going_on = trial.tokens(mixer, before), trial.tokens(mixer, _whole(mixer, 9), purpose=1)
-    x = trial.input(_whole(mixer, 9), purpose=1)
+    prefix, going_on = trial.tokens(mixer, before), trial.tokens(mixer, whole_length(mixer, 9), purpose=1)
+    x = trial.input(whole_length(mixer, 9), purpose=1)
     with torch.no_grad():
         state, spare = (reached(mixer, trial.input(before), prefix) for _ in range(2))
         want = stream(mixer, x, going_on, list(range(grain, x.shape[1], grain)), spare).y
@@ -383,7 +276,7 @@ def dropped_continuations(trial: Trial) -> None:
 def branching(trial: Trial) -> None:
     """`gather` with repeats makes branches that do not disturb each other."""
     mixer = trial.build()
-    before, length = _whole(mixer, 11), _whole(mixer, 6)
+    before, length = whole_length(mixer, 11), whole_length(mixer, 6)
     rows = torch.tensor([0, 0, trial.rows - 1])
     cuts = list(range(mixer.facts.grain, length, mixer.facts.grain))
     x = trial.input(length, purpose=1)
@@ -400,10 +293,10 @@ def branching(trial: Trial) -> None:
 def storage(trial: Trial) -> None:
     """Writing states in place gives what copying gives, also past the context that the mixer promises."""
     mixer = trial.build()
-    length = _whole(mixer, 40)
+    length = whole_length(mixer, 40)
     x, tokens = trial.input(length), trial.tokens(mixer, length)
     tokens = tokens._replace(fresh=torch.arange(length).expand(trial.rows, -1) == 33)
-    for name, cuts in _cuttings(mixer, length).items():
+    for name, cuts in cuttings(mixer, length).items():
         with torch.no_grad():
             got = stream(mixer, x, tokens, cuts).y
             with copying_states():
@@ -416,9 +309,9 @@ def storage(trial: Trial) -> None:
 def partial_reads(trial: Trial) -> None:
     """Reading some outputs gives what those outputs are when all are read, and the same state."""
     mixer = trial.build()
-    length = _whole(mixer, 13)
+    length = whole_length(mixer, 13)
     x, tokens = trial.input(length), trial.tokens(mixer, length)
-    more = trial.input(_whole(mixer, 4), purpose=1)
+    more = trial.input(whole_length(mixer, 4), purpose=1)
     with torch.no_grad():
         want = mixer(x, tokens=tokens).y
         after = mixer(more, mixer(x, mixer.initial_state(trial.rows), tokens=tokens).state).y
@@ -503,7 +396,7 @@ def bounded_state(trial: Trial, steps: int = 10_000) -> None:
     require(
         all(leaf.shape[:1] == (trial.rows,) for leaf in tree_leaves(state)), "state row first", f"{shapes} ({sizes})"
     )
-    chunk = _whole(mixer, 250)
+    chunk = whole_length(mixer, 250)
     with torch.no_grad():
         for _ in range(steps // chunk):
             y, state, _ = mixer(torch.randn(trial.rows, chunk, trial.width), state)

@@ -8,7 +8,8 @@ from foretoken.nn.mixer import Tokens
 from foretoken.nn.mixers.delta_net import DeltaNet, DeltaNetConfig
 from foretoken.nn.scan import delta_rule
 from foretoken.nn.stack import BlockConfig, StackConfig
-from foretoken.testing.mixers import LAWS, trial_of
+from foretoken.testing.mixers import LAWS
+from foretoken.testing.trial import trial_of
 
 GATED = DeltaNetConfig(decay=True, output_gate=True, expand_k=0.75, expand_v=1.5)
 

@@ -11,7 +11,7 @@ from foretoken.nn.mixers.linear_attention import LinearAttentionConfig
 from foretoken.nn.recurrent_memory import RecurrentMemory, RecurrentMemoryConfig, reference
 from foretoken.nn.stack import BlockConfig, CrossAttentionConfig, StackConfig
 from foretoken.testing.agreement import perturb
-from foretoken.testing.mixers import cut, pick
+from foretoken.testing.trial import cut, pick
 
 
 def stack(mixer) -> StackConfig:

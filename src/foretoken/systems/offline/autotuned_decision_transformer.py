@@ -167,8 +167,8 @@ def claim() -> Claim:
     and 3k of the transformers, which is enough on this maze.
 
     It does not hold as to Decision Transformer, which asked for the goal finds this way by direction alone; so does V-ADT without
-    its prompt, so that here the weight does the work. A maze whose way begins
-    against the direction in which it ends did not change that (100, 56 and 100 % of its episodes by seed; V-ADT's first 100 %).
+    its prompt, so that here the weight does the work. A maze whose way begins against the direction in which it ends did not change
+    that (100, 56 and 100 % of its episodes by seed; V-ADT's first 100 %).
     """
     values, hidden = (ValuePromptConfig(critic=VALUES, scale=scale) for scale in (0.01, 0.0))
     base = cpu()
